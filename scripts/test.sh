@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Passes the tests from a bare checkout: makes its own environment, then lint, types and tests.
+#   scripts/test.sh          the fast tier
+#   scripts/test.sh --all    adds soak tests, kill loops and every preset through the real commands
+#   scripts/test.sh ARGS...  anything else goes to pytest
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/_environment.sh
+make_environment .venv demo,dev
+
+selection=(-m "not soak")
+if [ "${1:-}" = "--all" ]; then
+    selection=()
+    shift
+fi
+ruff check .
+ruff format --check .
+mypy
+python -m pytest "${selection[@]}" "$@"

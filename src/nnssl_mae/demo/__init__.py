@@ -1,0 +1,1 @@
+"""Semi-synthetic brains from a real template, and the demonstration that uses them."""

@@ -1,0 +1,1 @@
+"""Labelled datasets: plans for fine-tuning."""

@@ -1,0 +1,8 @@
+"""The one exception whose message is written for the user."""
+
+
+class UserError(Exception):
+    """Bad input: the message names the file or value, what is wrong and how to fix it.
+
+    The command line prints it as one sentence on stderr and exits with code 2.
+    """

@@ -1,0 +1,1 @@
+"""Networks for pre-training, built from nnU-Net plans."""

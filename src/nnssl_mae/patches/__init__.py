@@ -1,0 +1,1 @@
+"""From the preprocessed dataset to batches of patches."""

@@ -1,0 +1,1 @@
+"""From unlabelled files on disk to a preprocessed nnU-Net dataset."""
