@@ -1,0 +1,61 @@
+"""Pictures in which a person sees whether pre-training works."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from nnssl_mae.files import whole_file
+
+_COLUMNS = ("original", "hidden input", "reconstruction", "error (hidden voxels)")
+_PLANES = ("axial", "coronal", "sagittal")
+
+
+@dataclass(frozen=True)
+class PreviewCase:
+    """One validation patch: arrays (Z, Y, X); ``mask`` is bool, True = hidden."""
+
+    name: str
+    original: np.ndarray
+    reconstruction: np.ndarray
+    mask: np.ndarray
+
+
+def draw_preview(cases: Sequence[PreviewCase], path: Path, title: str) -> None:
+    """Writes a PNG: three planes through the centre of each case.
+
+    Visible blocks are shown as they are in the reconstruction (the network is not asked for them); the error is
+    that of hidden voxels only.
+    """
+    rows = 3 * len(cases)
+    figure = Figure(figsize=(9, 2.3 * rows + 0.8), layout="constrained", facecolor="white")
+    axes = figure.subplots(rows, 4, squeeze=False)
+    for index, case in enumerate(cases):
+        for plane, name in enumerate(_PLANES):
+            _draw_plane(axes[3 * index + plane], case, plane, f"{case.name}\n{name}" if plane == 0 else name)
+    for column, label in enumerate(_COLUMNS):
+        axes[0][column].set_title(label, fontsize=10)
+    figure.suptitle(title, fontsize=11)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=80, format="png")
+
+
+def _draw_plane(axes: Sequence[object], case: PreviewCase, plane: int, label: str) -> None:
+    def cut(volume: np.ndarray) -> np.ndarray:
+        # Head up: nnU-Net's arrays count slices from the feet.
+        return np.flipud(volume.take(volume.shape[plane] // 2, axis=plane))
+
+    original, mask = cut(case.original), cut(case.mask)
+    low, high = np.percentile(case.original, (0.5, 99.5))
+    error = np.where(mask, np.abs(cut(case.reconstruction) - original), 0)
+    pictures = (original, np.where(mask, low, original), np.where(mask, cut(case.reconstruction), original), error)
+    for column, (axis, picture) in enumerate(zip(axes, pictures, strict=True)):
+        limits = (0, (high - low) / 2) if column == 3 else (low, high)
+        axis.imshow(picture, cmap="magma" if column == 3 else "gray", vmin=limits[0], vmax=limits[1])  # type: ignore[attr-defined]
+        axis.set_xticks([])  # type: ignore[attr-defined]
+        axis.set_yticks([])  # type: ignore[attr-defined]
+    axes[0].set_ylabel(label, fontsize=9)  # type: ignore[attr-defined]

@@ -1,0 +1,38 @@
+"""Every random number of a run as a function of where it is used, so that runs can be repeated and resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+_TRAINING, _VALIDATION = 1, 2
+
+
+def training_rng(seed: int, epoch: int, iteration: int, rank: int, sample: int) -> np.random.Generator:
+    """The generator of one training patch, the same whatever process loads it."""
+    return np.random.default_rng([_TRAINING, seed, epoch, iteration, rank, sample])
+
+
+def validation_rng(seed: int, case: str) -> np.random.Generator:
+    """The generator of one validation case, the same in every epoch and beside any other cases."""
+    return np.random.default_rng([_VALIDATION, seed, zlib.crc32(case.encode())])
+
+
+@contextlib.contextmanager
+def global_generators(rng: np.random.Generator) -> Iterator[None]:
+    """Seeds numpy's and torch's global generators from ``rng`` and restores them afterwards.
+
+    batchgeneratorsv2 draws from both.
+    """
+    numpy_state, torch_state = np.random.get_state(), torch.get_rng_state()
+    np.random.seed(rng.integers(2**32, dtype=np.uint32))
+    torch.default_generator.manual_seed(int(rng.integers(2**63)))
+    try:
+        yield
+    finally:
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)

@@ -1,0 +1,141 @@
+"""What we write into nnU-Net's plans: one configuration, its network, its own data folder, and our block.
+
+Our plans files hold a single configuration. nnU-Net preprocesses every configuration that it finds, and deletes the
+folder of its ``data_identifier`` first: a plans file that also held nnU-Net's own would cost users their data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+
+from nnssl_mae.errors import UserError
+from nnssl_mae.files import short_hash
+from nnssl_mae.recipes import PLANS_BLOCK, PLANS_SCHEMA, NetworkRecipe
+
+CONFIGURATION = "3d_fullres_mae"
+PRETRAINING_PLANS = "nnsslMAEPlans"
+_MIN_FEATURE_MAP_EDGE = 4  # as nnU-Net's ResEnc planners
+_DATA_KEYS = (
+    "preprocessor_name",
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+    "resampling_fn_seg",
+    "resampling_fn_seg_kwargs",
+)
+
+
+def data_identifier(plans: Mapping[str, Any], configuration: Mapping[str, Any], contents: str) -> str:
+    """Name of the preprocessed folder: equal if and only if the preprocessed data are equal.
+
+    Args:
+        plans: for reader and axis order.
+        configuration: for everything else.
+        contents: ``volumes`` (float16, image only) or ``cases`` (nnU-Net's own format with labels).
+    """
+    decisive = [plans["image_reader_writer"], list(plans["transpose_forward"])]
+    decisive += [configuration[key] for key in _DATA_KEYS]
+    return f"nnsslMAE_{contents}_{short_hash(decisive)}"
+
+
+def make_block(kind: str, **content: Any) -> dict[str, Any]:
+    """Our block for a configuration; ``kind`` is ``pretrain`` or ``finetune``."""
+    return {"schema": PLANS_SCHEMA, "kind": kind, **content}
+
+
+def read_block(configuration: Mapping[str, Any], kind: str, plans_name: str) -> dict[str, Any]:
+    """Our block of a configuration.
+
+    Raises:
+        UserError: the block is missing, of another kind, or written by a newer version.
+    """
+    block = configuration.get(PLANS_BLOCK)
+    command = "nnssl-mae prepare" if kind == "pretrain" else "nnssl-mae adapt"
+    if not isinstance(block, dict) or block.get("kind") != kind:
+        raise UserError(
+            f"The plans '{plans_name}' were not made for this trainer; make them with `{command}` and "
+            f"pass their name with -p and the configuration {CONFIGURATION}"
+        )
+    if block.get("schema", 0) > PLANS_SCHEMA:
+        raise UserError(f"The plans '{plans_name}' were written by a newer nnssl_mae; pip install -U nnssl_mae")
+    return block
+
+
+def network_configuration(
+    architecture: Mapping[str, Any], network: NetworkRecipe, spacing: Sequence[float], block_size: int
+) -> dict[str, Any]:
+    """Patch, batch and architecture for the patch of a recipe; strides and kernels from nnU-Net's planner function.
+
+    Args:
+        architecture: nnU-Net's planned architecture, whose operators are kept.
+        network: sizes; ``patch_size`` must be numbers.
+        spacing: mm, in the axis order of the preprocessed data.
+        block_size: edge of the hidden blocks.
+
+    Raises:
+        UserError: network strides or blocks do not divide the patch; the sentence gives a patch that works.
+    """
+    assert not isinstance(network.patch_size, str)
+    max_pools = 999999 if network.max_stages is None else network.max_stages - 1
+    pools, strides, kernels, _, _ = get_pool_and_conv_props(
+        spacing, network.patch_size, _MIN_FEATURE_MAP_EDGE, max_pools
+    )
+    _check_divisible(network.patch_size, [2**n for n in pools], block_size)
+    stages = len(strides)
+    blocks = list(network.blocks_per_stage) + [network.blocks_per_stage[-1]] * stages
+    sizes = {
+        "n_stages": stages,
+        "features_per_stage": [min(network.base_features * 2**i, network.max_features) for i in range(stages)],
+        "kernel_sizes": [list(kernel) for kernel in kernels],
+        "strides": [list(stride) for stride in strides],
+        "n_blocks_per_stage": blocks[:stages],
+        "n_conv_per_stage_decoder": [network.convs_per_decoder_stage] * (stages - 1),
+    }
+    return {
+        "patch_size": list(network.patch_size),
+        "batch_size": network.batch_size,
+        "architecture": {**architecture, "arch_kwargs": {**architecture["arch_kwargs"], **sizes}},
+    }
+
+
+def _check_divisible(patch: Sequence[int], strides: Sequence[int], block_size: int) -> None:
+    units = [math.lcm(stride, block_size) for stride in strides]
+    if all(size % unit == 0 for size, unit in zip(patch, units, strict=True)):
+        return
+    nearest = [max(unit, round(size / unit) * unit) for size, unit in zip(patch, units, strict=True)]
+    raise UserError(
+        f"A patch of {_x(patch)} does not fit: the network divides it by {_x(strides)} and hides blocks of "
+        f"{block_size}^3 voxels; the nearest patch that fits is --patch {' '.join(map(str, nearest))}"
+    )
+
+
+def describe_topology(configuration: Mapping[str, Any]) -> str:
+    """Patch, stages and strides in one line for people."""
+    kwargs = configuration["architecture"]["arch_kwargs"]
+    strides = [_x(stride) for stride in kwargs["strides"][1:]]
+    return (
+        f"patch {_x(configuration['patch_size'])}, {kwargs['n_stages']} stages, "
+        f"features {'-'.join(map(str, kwargs['features_per_stage']))}, strides {' '.join(strides)}"
+    )
+
+
+def same_topology(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two configurations have the same network, so that weights of one fit the other."""
+    return bool(_plain(one["architecture"]) == _plain(other["architecture"]))
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists at any depth: plans come from JSON or from the planner."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _x(numbers: Sequence[int]) -> str:
+    return "x".join(str(int(number)) for number in numbers)

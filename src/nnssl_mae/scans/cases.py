@@ -1,0 +1,48 @@
+"""The case table: one row a preprocessed scan, beside the data folder (a foreign file inside it breaks nnU-Net)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas
+
+from nnssl_mae.errors import UserError
+from nnssl_mae.files import whole_file
+
+
+@dataclass(frozen=True)
+class CaseRow:
+    """One preprocessed scan. Percentiles are of the preprocessed values, shape in voxels (z, y, x)."""
+
+    case: str
+    subject: str
+    source: str
+    shape: tuple[int, ...]
+    percentile_00_5: float
+    percentile_99_5: float
+
+
+def table_path(data_folder: Path) -> Path:
+    """Where the table of a preprocessed data folder lies."""
+    return data_folder.with_name(f"{data_folder.name}_cases.parquet")
+
+
+def write_cases(data_folder: Path, rows: Sequence[CaseRow]) -> None:
+    """Writes the table of ``data_folder`` by rename."""
+    with whole_file(table_path(data_folder)) as temporary:
+        pandas.DataFrame([asdict(row) for row in rows]).to_parquet(temporary, index=False)
+
+
+def read_cases(data_folder: Path) -> pandas.DataFrame:
+    """The table, indexed by case.
+
+    Raises:
+        UserError: it is missing or unreadable.
+    """
+    path = table_path(data_folder)
+    try:
+        return pandas.read_parquet(path).set_index("case")
+    except Exception as error:  # pyarrow's own error types; the text goes to the user
+        raise UserError(f"The case table {path} cannot be read ({error}); run `nnssl-mae prepare` again") from error

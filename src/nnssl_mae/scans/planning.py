@@ -1,0 +1,127 @@
+"""nnU-Net plans for unlabelled scans: the stock planner, then the sizes of the recipe."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.experiment_planning.experiment_planners.resampling.planners_no_resampling import (
+    nnUNetPlannerResEncL_noResampling,
+)
+from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
+    nnUNetPlannerResEncL,
+)
+
+from nnssl_mae.errors import UserError
+from nnssl_mae.folders import environment
+from nnssl_mae.masking import block_edges
+from nnssl_mae.plans import (
+    CONFIGURATION,
+    PRETRAINING_PLANS,
+    data_identifier,
+    make_block,
+    network_configuration,
+    same_topology,
+)
+from nnssl_mae.recipes import PLANS_BLOCK, Recipe
+
+READERS = {"RAS": "NibabelIOWithReorient", "as_stored": "SimpleITKIO"}
+
+
+def dataset_json(n_scans: int) -> dict[str, Any]:
+    """The ``dataset.json`` of an unlabelled one-channel dataset. It lists no files: it is copied into checkpoints."""
+    return {
+        "channel_names": {"0": "zscore"},
+        "labels": {"background": 0},
+        "numTraining": n_scans,
+        "file_ending": ".nii.gz",
+    }
+
+
+def plan_unlabelled(
+    name: str, recipe: Recipe, fingerprint: Mapping[str, Any], example: Path, n_scans: int
+) -> dict[str, Any]:
+    """Plans named ``nnsslMAEPlans`` with the configuration ``3d_fullres_mae`` and the recipe inside.
+
+    Args:
+        name: ``Dataset900_Brains``.
+        recipe: decides spacing, normalisation and network; strides and kernels follow from nnU-Net's functions.
+        fingerprint: of the scans, in nnU-Net's form.
+        example: a readable scan, for nnU-Net's choice of reader.
+        n_scans: number of scans.
+    """
+    plans = _stock_plans(name, recipe, fingerprint, example, n_scans)
+    configuration = plans["configurations"]["3d_fullres"]
+    configuration["normalization_schemes"] = [recipe.data.normalisation]
+    configuration["use_mask_for_norm"] = [recipe.data.normalise_inside_mask]
+    if recipe.network.patch_size != "planner":
+        configuration |= network_configuration(
+            configuration["architecture"], recipe.network, configuration["spacing"], recipe.masking.block_size
+        )
+    configuration["data_identifier"] = data_identifier(plans, configuration, contents="volumes")
+    edges = block_edges(configuration["patch_size"], recipe.masking.block_size)
+    configuration[PLANS_BLOCK] = make_block("pretrain", recipe=recipe.model_dump(mode="json"), block_edges=list(edges))
+    plans["configurations"] = {CONFIGURATION: configuration}
+    return plans
+
+
+def topology_note(plans: Mapping[str, Any], published: Recipe) -> str | None:
+    """A sentence if the planned network is not the one of the recipe as published; its checkpoints then differ."""
+    configuration = plans["configurations"][CONFIGURATION]
+    if isinstance(published.network.patch_size, str) or isinstance(published.data.spacing, str):
+        return None
+    expected = network_configuration(
+        configuration["architecture"], published.network, published.data.spacing, published.masking.block_size
+    )
+    if same_topology(configuration, expected):
+        return None
+    return (
+        f"This spacing and patch give another network than the recipe '{published.name}' as published: weights of "
+        "published checkpoints will not fit it, and neither will ours fit theirs."
+    )
+
+
+def _stock_plans(
+    name: str, recipe: Recipe, fingerprint: Mapping[str, Any], example: Path, n_scans: int
+) -> dict[str, Any]:
+    """Runs nnU-Net's ResEnc L planner, unchanged, on folders that exist only for that."""
+    spacing = recipe.data.spacing
+    planner = nnUNetPlannerResEncL_noResampling if spacing == "native" else nnUNetPlannerResEncL
+    with tempfile.TemporaryDirectory() as temporary:
+        raw, preprocessed = Path(temporary, "raw"), Path(temporary, "preprocessed")
+        for folder in (raw / name, preprocessed / name):
+            folder.mkdir(parents=True)
+        # The planner lists images only to try a reader on the first: one entry spares it 40,000.
+        listing = {"example": {"images": [str(example)], "label": str(example)}}
+        content = {
+            **dataset_json(n_scans),
+            "dataset": listing,
+            "overwrite_image_reader_writer": READERS[recipe.data.orientation],
+        }
+        (raw / name / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+        (preprocessed / name / "dataset_fingerprint.json").write_text(json.dumps(fingerprint), encoding="utf-8")
+        # nnUNet_n_proc_DA=0 is fine for training but crashes the planner's memory estimate.
+        workers = os.environ.get("nnUNet_n_proc_DA", "1")
+        with (
+            environment(
+                nnUNet_raw=str(raw),
+                nnUNet_preprocessed=str(preprocessed),
+                nnUNet_n_proc_DA="1" if workers == "0" else workers,
+            ),
+            open(os.devnull, "w", encoding="utf-8") as silent,
+            contextlib.redirect_stdout(silent),
+        ):
+            planner(
+                name,
+                plans_name=PRETRAINING_PLANS,
+                overwrite_target_spacing=None if isinstance(spacing, str) else list(spacing),
+            ).plan_experiment()
+        plans: dict[str, Any] = json.loads((preprocessed / name / f"{PRETRAINING_PLANS}.json").read_text())
+    if "3d_fullres" not in plans["configurations"]:
+        raise UserError("nnU-Net planned no 3D configuration: the scans are single slices")
+    return plans

@@ -1,0 +1,202 @@
+"""From folders of scans to ``nnUNet_preprocessed/Dataset900_Brains``: find, measure, plan, preprocess.
+
+Everything is written into a hidden folder beside the final one, which is renamed when whole. A run that was killed
+is continued by the same command; bad input leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from nnssl_mae.errors import UserError
+from nnssl_mae.files import short_hash, write_json
+from nnssl_mae.folders import dataset_name, datasets_with_number, nnunet_folder
+from nnssl_mae.plans import CONFIGURATION, PRETRAINING_PLANS, describe_topology
+from nnssl_mae.recipes import Recipe
+from nnssl_mae.scans.cases import CaseRow, write_cases
+from nnssl_mae.scans.find import Scan, find_scans
+from nnssl_mae.scans.measure import Measurement, fingerprint, measure_scan
+from nnssl_mae.scans.planning import READERS, dataset_json, plan_unlabelled, topology_note
+from nnssl_mae.scans.storage import ENDING, open_volume, write_volume
+
+_SHOWN_PROBLEMS = 10
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def prepare(
+    sources: Sequence[Path],
+    number: int,
+    name: str,
+    recipe: Recipe,
+    published: Recipe,
+    console: Console,
+    subject_regex: str | None = None,
+    skip_bad: bool = False,
+    workers: int = 2,
+) -> Path:
+    """Prepares unlabelled scans for pre-training.
+
+    Args:
+        sources: folders or files of NIfTI scans.
+        number, name: of the new nnU-Net dataset.
+        recipe: with the user's changes; ``published`` is the same recipe without them.
+        subject_regex: see :func:`nnssl_mae.scans.find.find_scans`.
+        skip_bad: leave unusable scans out and say so, instead of stopping.
+        workers: processes.
+
+    Returns:
+        the folder ``nnUNet_preprocessed/DatasetXXX_Name``.
+
+    Raises:
+        UserError: bad input; nothing is left behind.
+    """
+    full_name = dataset_name(number, name)
+    preprocessed = nnunet_folder("nnUNet_preprocessed")
+    if used := datasets_with_number(number):
+        raise UserError(f"Dataset number {number} is in use by {', '.join(used)}; choose another with -d")
+    scans = find_scans(sources, subject_regex)
+    console.print(f"Found {len(scans)} scans of {len({scan.subject for scan in scans})} subjects.")
+    scans, measurements = _usable(scans, READERS[recipe.data.orientation], skip_bad, workers, console)
+
+    numbers = fingerprint(measurements)
+    plans = plan_unlabelled(full_name, recipe, numbers, scans[0].path, len(scans))
+    configuration = plans["configurations"][CONFIGURATION]
+    console.print(f"Network: {describe_topology(configuration)}, batch {configuration['batch_size']}.")
+    if note := topology_note(plans, published):
+        console.print(note, style="yellow")
+
+    staging = _staging(preprocessed, full_name, [scans, plans])
+    try:
+        volumes = staging / configuration["data_identifier"]
+        volumes.mkdir(exist_ok=True)
+        rows = _preprocess(scans, plans, volumes, workers, console)
+    except UserError:
+        shutil.rmtree(staging)
+        raise
+    write_cases(volumes, rows)
+    write_json(staging / "dataset_fingerprint.json", numbers)
+    write_json(staging / "dataset.json", dataset_json(len(scans)))
+    write_json(staging / f"{PRETRAINING_PLANS}.json", plans)
+    os.replace(staging, preprocessed / full_name)
+    return preprocessed / full_name
+
+
+def _usable(
+    scans: Sequence[Scan], reader: str, skip_bad: bool, workers: int, console: Console
+) -> tuple[list[Scan], list[Measurement]]:
+    """The scans that can be used and their measurements, in the order of ``scans``."""
+    by_path = {scan.path: scan for scan in scans}
+    measure = partial(measure_scan, reader_name=reader)
+    found = {m.path: m for m in _in_parallel(measure, list(by_path), workers, "Checking scans", console)}
+    bad = [m for path in by_path if (m := found[path]).problem]
+    listing = "\n".join(f"  {m.path} {m.problem}" for m in bad[:_SHOWN_PROBLEMS])
+    if len(bad) > _SHOWN_PROBLEMS:
+        listing += f"\n  ... and {len(bad) - _SHOWN_PROBLEMS} more"
+    if bad and not skip_bad:
+        raise UserError(
+            f"{len(bad)} of {len(scans)} scans cannot be used:\n{listing}\n"
+            "Remove or repair them, or pass --skip-bad to leave them out"
+        )
+    if len(bad) == len(scans):
+        raise UserError(f"None of the {len(scans)} scans can be used:\n{listing}")
+    if bad:
+        console.print(f"Left out {len(bad)} of {len(scans)} scans:\n{listing}", style="yellow", highlight=False)
+    good = [scan for scan in scans if not found[scan.path].problem]
+    return good, [found[scan.path] for scan in good]
+
+
+def _staging(preprocessed: Path, full_name: str, request: Any) -> Path:
+    """The hidden folder of this request; what an earlier, different request left there is removed."""
+    digest = short_hash(request)
+    for old in preprocessed.glob(f".{full_name}.*.preparing"):
+        if digest not in old.name:
+            shutil.rmtree(old)
+    staging = preprocessed / f".{full_name}.{digest}.preparing"
+    staging.mkdir(exist_ok=True)
+    return staging
+
+
+def _preprocess(
+    scans: Sequence[Scan], plans: dict[str, Any], folder: Path, workers: int, console: Console
+) -> list[CaseRow]:
+    work = partial(preprocess_scan, plans=plans, folder=folder)
+    rows = []
+    for result in _in_parallel(work, scans, workers, "Preprocessing", console):
+        if isinstance(result, str):
+            raise UserError(result)
+        rows.append(result)
+    return sorted(rows, key=lambda row: row.case)
+
+
+def preprocess_scan(scan: Scan, plans: dict[str, Any], folder: Path) -> CaseRow | str:
+    """Runs nnU-Net's preprocessor on one scan and stores the volume, unless it is there already.
+
+    Returns:
+        the row of the case table, or the sentence that says why the scan cannot be stored.
+    """
+    target = folder / f"{scan.case}{ENDING}"
+    manager = PlansManager(plans)
+    configuration = manager.get_configuration(CONFIGURATION)
+    if target.exists():
+        volume = open_volume(target)[:].astype(np.float32)
+    else:
+        volume, _, _ = DefaultPreprocessor(verbose=False).run_case(
+            [str(scan.path)], None, manager, configuration, dataset_json(1)
+        )
+        try:
+            write_volume(target, volume, configuration.patch_size)
+        except ValueError as error:
+            return f"{scan.path} cannot be stored: {error}; leave it out or repair it"
+        volume = volume.astype(np.float16).astype(np.float32)
+    low, high = np.percentile(volume, (0.5, 99.5))
+    return CaseRow(scan.case, scan.subject, str(scan.path), volume.shape[1:], float(low), float(high))
+
+
+def _in_parallel(
+    work: Callable[[Item], Result], items: Sequence[Item], workers: int, label: str, console: Console
+) -> Iterator[Result]:
+    """Results as they finish, in processes, with a progress bar; only a few items wait in memory at a time."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(label, total=len(items))
+        for result in _pool_results(work, items, workers):
+            progress.advance(task)
+            yield result
+    if not console.is_terminal:
+        console.print(f"{label}: {len(items)} done.")
+
+
+def _pool_results(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    remaining = iter(items)
+    # Spawned, not forked: torch and blosc2 hold threads that do not survive a fork.
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        running: set[Future[Result]] = {pool.submit(work, item) for item in islice(remaining, 2 * workers)}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            running |= {pool.submit(work, item) for item in islice(remaining, len(done))}
+            for future in done:
+                yield future.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "A worker process was killed, most likely because memory ran out; run the same command again "
+            "with fewer processes (-np 1)"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,51 @@
+"""Preprocessed volumes on disk: float16, image only, compressed in chunks that suit patches (blosc2)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
+
+from nnssl_mae.files import whole_file
+
+ENDING = ".b2nd"
+EXCLUDE_SUFFIX = "_exclude"
+_LARGEST_FLOAT16 = 65504.0
+
+
+def write_volume(path: Path, volume: np.ndarray, patch_size: Sequence[int]) -> None:
+    """Writes one volume by rename.
+
+    Args:
+        path: ends in ``.b2nd``.
+        volume: (C, Z, Y, X), normalised.
+        patch_size: voxels; chunks are chosen for reading such patches.
+
+    Raises:
+        ValueError: a value does not fit into float16.
+    """
+    largest = float(np.abs(volume).max())
+    if not largest < _LARGEST_FLOAT16:
+        raise ValueError(f"its normalised values reach {largest:.3g}, which 16 bit cannot hold")
+    blocks, chunks = comp_blosc2_params(volume.shape, tuple(patch_size), bytes_per_pixel=2)
+    settings = {
+        "codec": blosc2.Codec.LZ4HC,
+        "clevel": 5,
+        "filters": [blosc2.Filter.SHUFFLE],
+        "nthreads": 1,
+    }
+    with whole_file(path) as temporary:
+        halves = np.ascontiguousarray(volume, dtype=np.float16)
+        blosc2.asarray(halves, urlpath=str(temporary), chunks=chunks, blocks=blocks, cparams=settings)
+
+
+def open_volume(path: Path) -> Any:
+    """Opens a volume without reading it: indexing ``[:, a:b, c:d, e:f]`` reads that part as float16."""
+    # Memory mapping of blosc2 files does not work on Windows.
+    options = {} if os.name == "nt" else {"mmap_mode": "r"}
+    return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, **options)

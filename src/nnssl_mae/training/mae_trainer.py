@@ -1,0 +1,340 @@
+"""Masked-autoencoder pre-training inside nnU-Net: ``nnUNetv2_train ... -tr nnUNetTrainerMAE``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from time import time
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import distributed as dist
+from torch import nn
+
+from nnssl_mae import __version__
+from nnssl_mae.checkpoints.adaptation_plan import make_adaptation_plan
+from nnssl_mae.evaluation.preview import PreviewCase, draw_preview
+from nnssl_mae.files import write_json
+from nnssl_mae.masking import hidden_voxels, hide
+from nnssl_mae.networks.heads import freeze_unused_heads
+from nnssl_mae.objectives import hidden_squared_error, reconstruction_metrics
+from nnssl_mae.patches.augmentation import SpatialAugmentation
+from nnssl_mae.patches.dataset import VolumeDataset
+from nnssl_mae.patches.loader import (
+    Batch,
+    PatchSettings,
+    TrainingBatches,
+    ValidationBatches,
+    training_stream,
+    validation_stream,
+)
+from nnssl_mae.patches.splits import hold_out_by_subject
+from nnssl_mae.plans import read_block
+from nnssl_mae.recipes import PLANS_SCHEMA, parse_recipe
+from nnssl_mae.scans.cases import read_cases
+from nnssl_mae.training.logger import METRICS, PretrainingLogger
+from nnssl_mae.training.state import bare_network, training_state, write_checkpoint
+
+_PREVIEW_CASES = 3
+_LATEST, _BEST = "checkpoint_latest.pth", "checkpoint_best.pth"
+
+
+class nnUNetTrainerMAE(nnUNetTrainer):
+    """Reconstructs hidden blocks of unlabelled volumes (plain MAE, arXiv 2410.23132).
+
+    Everything that decides a run stands in the recipe inside the plans (``nnssl-mae prepare`` wrote them). nnU-Net's
+    training loop, checkpoints, logging and multi-GPU start are used as they are.
+    """
+
+    # nnU-Net records the arguments by these names.
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        block = read_block(self.configuration_manager.configuration, "pretrain", self.plans_manager.plans_name)
+        self.recipe = parse_recipe(block["recipe"], source=f"in the plans {self.plans_manager.plans_name}")
+        self.logger = PretrainingLogger(self.logger)
+        self.patch_settings = PatchSettings(
+            patch_size=tuple(self.configuration_manager.patch_size),
+            grid=tuple(
+                size // edge
+                for size, edge in zip(self.configuration_manager.patch_size, block["block_edges"], strict=True)
+            ),
+            ratio=self.recipe.masking.ratio,
+            seed=self.recipe.seed,
+        )
+        self.initial_lr = self.recipe.optimiser.learning_rate
+        self.weight_decay = self.recipe.optimiser.weight_decay
+        self.num_epochs = self.recipe.schedule.epochs
+        self.num_iterations_per_epoch = self.recipe.schedule.iterations
+        self.save_every = self.recipe.schedule.checkpoint_every
+        self.enable_deep_supervision = False
+        # Mirroring is learnt on all axes: what nnU-Net writes into checkpoints for prediction.
+        self.inference_allowed_mirroring_axes = (0, 1, 2) if self.recipe.augmentation.mirror else None
+
+    def print_to_log_file(self, *args: Any, **kwargs: Any) -> None:
+        """One voice: under ``torchrun`` nnU-Net does not know yet that it is one of several processes."""
+        if (dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))) == 0:
+            super().print_to_log_file(*args, **kwargs)
+
+    # ------------------------------------------------------------------ network, loss, optimiser
+
+    def initialize(self) -> None:
+        """As stock, with seeded initial weights."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.recipe.seed)
+            super().initialize()
+        # Stock initialisation has just chosen a dataset class that expects labels.
+        self.dataset_class = VolumeDataset
+
+    @staticmethod
+    def build_network_architecture(  # stock looks at the names of these arguments
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = False,
+    ) -> nn.Module:
+        """The stock network; it reconstructs with its last head."""
+        network = nnUNetTrainer.build_network_architecture(
+            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        )
+        return freeze_unused_heads(network)
+
+    def _build_loss(self) -> Any:
+        return hidden_squared_error
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
+        """SGD with Nesterov momentum; one fused kernel on CUDA, which also spares a host sync of the grad scaler."""
+        optimizer = torch.optim.SGD(
+            self.network.parameters(),
+            self.initial_lr,
+            momentum=self.recipe.optimiser.momentum,
+            weight_decay=self.weight_decay,
+            nesterov=True,
+            fused=self.device.type == "cuda",
+        )
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    def plot_network_architecture(self) -> None:
+        """Nothing: stock needs a package that no longer works and prints an error instead."""
+
+    # ------------------------------------------------------------------ data
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """Fold ``all`` holds out scans by subject; numbered folds are nnU-Net's."""
+        if self.fold != "all":
+            self.dataset_class = VolumeDataset
+            training, validation = super().do_split()
+        else:
+            subjects = read_cases(Path(self.preprocessed_dataset_folder))["subject"].to_dict()
+            training, validation = hold_out_by_subject(subjects, self.recipe.seed)
+        self.print_to_log_file(f"Pre-training on {len(training)} scans, validating on {len(validation)} scans.")
+        return training, validation
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """Streams of batches that depend on seed, epoch, iteration, rank and sample only."""
+        training, validation = self.do_split()
+        batches = TrainingBatches(
+            VolumeDataset(self.preprocessed_dataset_folder, training),
+            self.patch_settings,
+            SpatialAugmentation(self.recipe.augmentation, self.patch_settings.patch_size),
+            self.batch_size,
+            self.local_rank,
+        )
+        workers, pin = get_allowed_n_proc_DA(), self.device.type == "cuda"
+        self.preview_batches = self._validation_batches(validation[:_PREVIEW_CASES])
+        held_out = self._validation_batches(self._share(validation[: self.recipe.schedule.validation_cases]))
+        self.num_val_iterations_per_epoch = len(held_out)
+        return (
+            training_stream(
+                batches, self.current_epoch, self.num_epochs, self.num_iterations_per_epoch, workers, pin
+            ),
+            validation_stream(held_out, min(workers, 1 + workers // 4), pin),
+        )
+
+    def _share(self, cases: Sequence[str]) -> list[str]:
+        """The cases that this process validates."""
+        if not self.is_ddp:
+            return list(cases)
+        return list(cases[dist.get_rank() :: dist.get_world_size()])
+
+    def _validation_batches(self, cases: Sequence[str]) -> ValidationBatches:
+        table = read_cases(Path(self.preprocessed_dataset_folder))
+        data_range = (table["percentile_99_5"] - table["percentile_00_5"]).to_dict()
+        volumes = VolumeDataset(self.preprocessed_dataset_folder, list(cases))
+        return ValidationBatches(volumes, self.patch_settings, data_range, list(cases), self.batch_size)
+
+    # ------------------------------------------------------------------ steps
+
+    def _reconstruct(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Reconstruction, target and mask on the device."""
+        data = batch["data"].to(self.device, non_blocking=True)
+        hidden = batch["hidden"].to(self.device, non_blocking=True)
+        with torch.autocast(self.device.type) if self.device.type == "cuda" else nullcontext():
+            return self.network(hide(data, hidden)), data, hidden
+
+    def train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """One optimiser step. The loss stays on the device until the epoch ends."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(*self._reconstruct(batch))
+        if self.grad_scaler is None:
+            loss.backward()
+        else:
+            self.grad_scaler.scale(loss).backward()
+            self.grad_scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.optimiser.gradient_clip)
+        if self.grad_scaler is None:
+            self.optimizer.step()
+        else:
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+        return {"loss": loss.detach()}
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, torch.Tensor]]) -> None:
+        """Logs the mean loss of the epoch over all processes: the only wait for the device."""
+        loss = torch.stack([output["loss"] for output in train_outputs]).mean()
+        if self.is_ddp:
+            dist.all_reduce(loss)
+            loss /= dist.get_world_size()
+        if not torch.isfinite(loss):
+            raise RuntimeError(
+                f"The training loss of epoch {self.current_epoch} is {loss.item()}. The last checkpoint before it is "
+                f"{_LATEST}. Lower optimiser.learning_rate in the recipe, or look for scans with extreme values."
+            )
+        self.logger.log("train_losses", loss.item(), self.current_epoch)
+
+    def validation_step(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Loss and metrics of each case, over hidden voxels only."""
+        prediction, target, hidden = self._reconstruct(batch)
+        data_range = batch["data_range"].to(self.device, non_blocking=True)
+        return reconstruction_metrics(prediction, target, hidden, data_range)
+
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, torch.Tensor]]) -> None:
+        """Logs the means over all held-out cases."""
+        means = self._mean_over_cases(val_outputs)
+        self.logger.log("val_losses", means["loss"], self.current_epoch)
+        for name in METRICS:
+            self.logger.log(name, means[name], self.current_epoch)
+
+    def _mean_over_cases(self, outputs: list[dict[str, torch.Tensor]]) -> dict[str, float]:
+        names = ("loss", *METRICS)
+        values = np.stack([torch.cat([o[name] for o in outputs]).cpu().numpy() for name in names]) if outputs else None
+        gathered = [values]
+        if self.is_ddp:
+            gathered = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, values)
+        table = np.concatenate([part for part in gathered if part is not None], axis=1)
+        # SSIM is undefined for a case whose hidden blocks hold no whole window.
+        return {name: float(np.nanmean(row)) if np.isfinite(row).any() else float("nan") for name, row in zip(names, table, strict=True)}
+
+    # ------------------------------------------------------------------ epochs, checkpoints, pictures
+
+    def on_epoch_end(self) -> None:
+        """Prints the epoch, writes checkpoints and pictures."""
+        self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
+        last = {key: values[-1] for key, values in self.logger.local_logger.my_fantastic_logging.items()}
+        self.print_to_log_file(f"train_loss {last['train_losses']:.4f}")
+        self.print_to_log_file(f"val_loss {last['val_losses']:.4f}")
+        self.print_to_log_file(
+            f"hidden voxels: PSNR {last['psnr']:.2f} dB, SSIM {last['ssim']:.3f}, R2 {last['r2']:.3f}"
+        )
+        seconds = last["epoch_end_timestamps"] - last["epoch_start_timestamps"]
+        self.print_to_log_file(f"Epoch time: {seconds:.2f} s")
+
+        final = self.current_epoch == self.num_epochs - 1
+        # The name is nnU-Net's; here it holds the lowest validation loss, which fixed masks make comparable.
+        improved = self._best_ema is None or last["val_losses"] < self._best_ema
+        if improved:
+            self._best_ema = last["val_losses"]
+        if (self.current_epoch + 1) % self.save_every == 0 and not final:
+            self.save_checkpoint(str(Path(self.output_folder, _LATEST)))
+        if improved:
+            self.print_to_log_file(f"New best validation loss: {self._best_ema:.4f}")
+            self.save_checkpoint(str(Path(self.output_folder, _BEST)))
+        if self.local_rank == 0:
+            self.logger.plot_progress_png(self.output_folder)
+            if final or (self.current_epoch + 1) % self.recipe.schedule.preview_every == 0:
+                self._draw_preview(f"preview_epoch_{self.current_epoch + 1:04d}.png")
+        self.current_epoch += 1
+
+    def _draw_preview(self, name: str) -> None:
+        self.network.eval()
+        cases = []
+        with torch.no_grad():
+            for index in range(len(self.preview_batches)):
+                batch = self.preview_batches[index]
+                data, hidden = batch["data"].to(self.device), batch["hidden"].to(self.device)
+                with torch.autocast(self.device.type) if self.device.type == "cuda" else nullcontext():
+                    # The bare network: one process alone must not start a distributed forward.
+                    prediction = bare_network(self.network)(hide(data, hidden))
+                mask = hidden_voxels(batch["hidden"], data.shape[2:])
+                arrays = (batch["data"], prediction.float().cpu(), mask)
+                for case, *volumes in zip(batch["cases"], *arrays, strict=True):
+                    cases.append(PreviewCase(case, *(volume[0].numpy() for volume in volumes)))
+        draw_preview(cases, Path(self.output_folder, name), f"{self.recipe.name}, epoch {self.current_epoch + 1}")
+
+    def on_train_end(self) -> None:
+        """As stock, and ends the loader processes, which stock does not know."""
+        super().on_train_end()
+        self.dataloader_train.close()
+        self.dataloader_val.close()
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Writes, by rename, what stock nnU-Net, nnssl's fork and nnU-Net's master read."""
+        if self.local_rank != 0 or self.disable_checkpointing:
+            return
+        state = training_state(self, type(self).__name__)
+        state["nnssl_adaptation_plan"] = make_adaptation_plan(
+            self.plans_manager.plans, self.configuration_name, self.num_input_channels
+        )
+        state["citations"] = list(self.recipe.citation)
+        state["nnssl_mae"] = {
+            "schema": PLANS_SCHEMA,
+            "version": __version__,
+            "torch": str(torch.__version__),
+            "recipe": self.recipe.model_dump(mode="json"),
+            "epochs_done": self.current_epoch + 1,
+            "validation_loss": float(self.logger.get_value("val_losses", step=-1)),
+        }
+        write_checkpoint(Path(filename), state)
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """As stock; when ``--c`` picks ``checkpoint_latest`` although ``checkpoint_best`` is newer, takes the newer."""
+        path = Path(filename_or_checkpoint)
+        best = path.with_name(_BEST)
+        if path.name == _LATEST and best.is_file() and _epoch_of(best) > _epoch_of(path):
+            self.print_to_log_file(f"{_BEST} is newer than {_LATEST}: continuing from it.")
+            path = best
+        super().load_checkpoint(str(path))
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Validates on all held-out scans and writes ``validation/summary.json`` (there is nothing to segment)."""
+        _, validation = self.do_split()
+        batches = self._validation_batches(self._share(validation))
+        self.network.eval()
+        with torch.no_grad():
+            means = self._mean_over_cases([self.validation_step(batches[i]) for i in range(len(batches))])
+        if self.local_rank == 0:
+            summary = {"val_loss": means["loss"], **{m: means[m] for m in METRICS}, "cases": len(validation)}
+            folder = Path(self.output_folder, "validation")
+            folder.mkdir(exist_ok=True)
+            write_json(folder / "summary.json", summary)
+            self.print_to_log_file(f"Validation on {len(validation)} scans, hidden voxels only: {summary}")
+
+
+def _epoch_of(checkpoint: Path) -> int:
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    return int(content["current_epoch"])

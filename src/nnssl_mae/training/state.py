@@ -1,0 +1,58 @@
+"""The state of an nnU-Net trainer as a checkpoint: written whole, readable without unpickling code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+
+from nnssl_mae.files import whole_file
+
+
+def bare_network(network: nn.Module) -> nn.Module:
+    """The network without the wrappers of distributed training and compilation."""
+    if isinstance(network, DistributedDataParallel):
+        network = network.module
+    if isinstance(network, OptimizedModule):
+        network = network._orig_mod
+    return network
+
+
+def training_state(trainer: Any, trainer_name: str) -> dict[str, Any]:
+    """What nnU-Net's ``load_checkpoint`` and its predictor read.
+
+    Args:
+        trainer: an nnU-Net trainer.
+        trainer_name: the class that prediction looks up; ``nnUNetTrainer`` needs no installation of ours.
+    """
+    scaler = trainer.grad_scaler
+    return {
+        "network_weights": bare_network(trainer.network).state_dict(),
+        "optimizer_state": trainer.optimizer.state_dict(),
+        "grad_scaler_state": None if scaler is None else scaler.state_dict(),
+        "logging": plain(trainer.logger.get_checkpoint()),
+        "_best_ema": plain(trainer._best_ema),
+        "current_epoch": trainer.current_epoch + 1,
+        "init_args": plain(trainer.my_init_kwargs),
+        "trainer_name": trainer_name,
+        "inference_allowed_mirroring_axes": plain(trainer.inference_allowed_mirroring_axes),
+    }
+
+
+def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Writes by rename: a crash leaves the earlier checkpoint whole."""
+    with whole_file(path) as temporary:
+        torch.save(state, temporary)
+
+
+def plain(value: Any) -> Any:
+    """numpy numbers as Python numbers at any depth; ``torch.load(weights_only=True)`` refuses numpy's."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(plain(item) for item in value)
+    return value.item() if hasattr(value, "item") and not isinstance(value, torch.Tensor) else value
