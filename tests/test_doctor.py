@@ -189,12 +189,8 @@ def test_folder(tmp_path: Path) -> None:
     assert doctor.judge_folder("nnUNet_raw", str(a_file)).level == "problem"
 
 
-def test_a_read_only_folder_is_fine_for_raw_data_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        os, "access", lambda *_: False
-    )  # root may write anywhere, so chmod would prove nothing
+def test_a_read_only_folder_is_fine_for_raw_data_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere, so chmod would prove nothing
     assert doctor.judge_folder("nnUNet_raw", str(tmp_path)).level == "ok"
     assert doctor.judge_folder("nnUNet_results", str(tmp_path)).level == "problem"
 
@@ -251,7 +247,7 @@ def test_failed_trainer_search_gives_the_fitting_advice() -> None:
 
     torchvision = doctor.judge_trainers({}, NMS_ERROR, {}, PLUGIN)
     assert torchvision.level == "problem"
-    assert "pip install torch torchvision" in torchvision.advice
+    assert "Install torch and torchvision" in torchvision.advice
     assert "export" not in torchvision.advice
 
 
@@ -268,9 +264,7 @@ BROKEN = Finding("problem", "nnunetv2", "not installed", "Install it.")
         ([BROKEN, GOOD, DOUBTFUL], 1, "nnunetv2"),
     ],
 )
-def test_verdict(
-    findings: list[Finding], exit_code: int, named: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_verdict(findings: list[Finding], exit_code: int, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "collect_findings", lambda: findings)
     output = io.StringIO()
     assert doctor.run_doctor(Console(file=output, width=80)) == exit_code
@@ -284,9 +278,7 @@ def test_printing_keeps_every_word_within_80_columns_and_every_command_whole() -
     sentence = "Some advice which is longer than one line of a terminal with eighty columns. " * 3
     text = printed(Finding("problem", "trainer search", "failed", f"{sentence}\n{command}"))
     assert command.strip() in text
-    assert (
-        text.split()[3:-2] == sentence.split()[:]
-    )  # after "problem trainer search failed", before the command
+    assert " ".join(sentence.split()) in " ".join(text.split())
     assert all(len(line) <= 80 for line in text.splitlines() if "export" not in line)
 
 

@@ -27,7 +27,11 @@ def tiny_scan(seed: int) -> tuple[nibabel.Nifti1Image, nibabel.Nifti1Image]:
     inside = brain > 0.05
     labels = np.where(inside, 1 + (brain > 0.62), 0)
     shift = tuple(rng.integers(-2, 3, size=3))
-    image = np.roll(np.where(inside, brain ** rng.uniform(0.6, 1.6) * 1000 + rng.normal(0, 20, brain.shape), 0), shift, (0, 1, 2))
+    image = np.roll(
+        np.where(inside, brain ** rng.uniform(0.6, 1.6) * 1000 + rng.normal(0, 20, brain.shape), 0),
+        shift,
+        (0, 1, 2),
+    )
     labels = np.roll(labels, shift, (0, 1, 2))
     return (
         nibabel.Nifti1Image(image.astype(np.float32), affine),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
@@ -150,3 +151,81 @@ def prepare(
         soft_wrap=True,
         highlight=False,
     )
+
+
+@app.command()
+def pretrain(
+    dataset: Dataset,
+    plans: Annotated[str, typer.Option("-p", "--plans", help="Plans name.")] = "nnsslMAEPlans",
+    fold: Annotated[str, typer.Option("-f", "--fold", help="'all' or a number.")] = "all",
+    device: Device = "cuda",
+    resume: Annotated[bool, typer.Option("--c", help="Continue from the newest checkpoint.")] = False,
+) -> None:
+    """Pre-train: as nnUNetv2_train does, and also under torchrun (several machines, or gloo on CPU)."""
+    from nnssl_mae.folders import find_dataset, nnunet_folder
+    from nnssl_mae.training.distributed import pretrain as run
+
+    if fold != "all" and not fold.isdigit():
+        raise UserError(f"--fold {fold} is not possible; use 'all' or a number")
+    name = find_dataset(dataset)
+    nnunet_folder("nnUNet_results")
+    if not (nnunet_folder("nnUNet_preprocessed") / name / f"{plans}.json").is_file():
+        raise UserError(f"{name} has no plans '{plans}'; make them with `nnssl-mae prepare`")
+    run(name, plans, fold if fold == "all" else int(fold), device, resume)
+
+
+@app.command()
+def adapt(
+    checkpoint: Annotated[Path, typer.Argument(help="A pre-training checkpoint (checkpoint_final.pth).")],
+    dataset: Dataset,
+    name: Annotated[str | None, typer.Option("-n", "--name", help="Name of the plans to write.")] = None,
+    transfer: Annotated[str, typer.Option(help="'encoder' or 'encoder+decoder'.")] = "encoder",
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Write the matched control: same plans, no weights.")
+    ] = False,
+    epochs: Annotated[int, typer.Option(help="Fine-tuning epochs.", min=1)] = 1000,
+    iterations: Annotated[int, typer.Option(help="Steps an epoch.", min=1)] = 250,
+    batch: Annotated[int, typer.Option(help="Patches a step.", min=1)] = 2,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace plans of this name.")] = False,
+) -> None:
+    """Fit a pre-trained network to a labelled nnU-Net dataset: writes plans and the weights to start from."""
+    from nnssl_mae.checkpoints.read import read_checkpoint
+    from nnssl_mae.downstream.adapt import adapt as run
+    from nnssl_mae.recipes import finetune_recipe
+
+    if transfer not in ("encoder", "encoder+decoder"):
+        raise UserError(f"--transfer {transfer} is not possible; use 'encoder' or 'encoder+decoder'")
+    plans_name = name or ("nnsslMAEScratchPlans" if from_scratch else "nnsslMAEFinetunePlans")
+    recipe = finetune_recipe(from_scratch, epochs, iterations)
+    part: Any = None if from_scratch else transfer
+    result = run(read_checkpoint(checkpoint), dataset, plans_name, recipe, part, batch, overwrite)
+    _print_next_steps(Console(), dataset, result)
+
+
+def _print_next_steps(console: Console, dataset: int, result: Any) -> None:
+    from nnssl_mae.plans import CONFIGURATION
+
+    for warning in result.warnings:
+        console.print(f"Warning: {warning}", style="yellow")
+    say = partial(console.print, soft_wrap=True, highlight=False)
+    say(f"Wrote {result.folder / result.plans_name}.json")
+    say("Next (add -device cpu without a GPU):")
+    if not (result.folder / result.configuration["data_identifier"]).is_dir():
+        say(f"  nnUNetv2_preprocess -d {dataset} -plans_name {result.plans_name} -c {CONFIGURATION} -np 4")
+    trainer = f"-tr nnUNetTrainerMAEFinetune -p {result.plans_name}"
+    say(f"  nnUNetv2_train {dataset} {CONFIGURATION} 0 {trainer}")
+    say(f"  nnUNetv2_predict -d {dataset} -i INPUT -o OUTPUT -c {CONFIGURATION} {trainer} -f 0")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demonstration writes.")] = Path("demo_output"),
+    device: Device = "cpu",
+    full: Annotated[bool, typer.Option("--full", help="Larger network and volumes, for a GPU.")] = False,
+) -> None:
+    """Show the whole path on real brain anatomy; ends with report.html and pictures."""
+    from nnssl_mae.demo.stages import run_demo
+
+    console = Console()
+    report = run_demo(out, device, full, console)
+    console.print(f"Open {report}", soft_wrap=True, highlight=False)

@@ -156,7 +156,8 @@ def judge_cuda(
     else:
         advice = (
             "There is an NVIDIA driver, but torch finds no GPU: the driver may be too old for this CUDA "
-            "version, or CUDA_VISIBLE_DEVICES hides the GPUs. Compare with the CUDA version shown by:\n    nvidia-smi"
+            "version, or CUDA_VISIBLE_DEVICES hides the GPUs. Compare with the CUDA version shown by:\n"
+            "    nvidia-smi"
         )
     return Finding("warning", "CUDA", f"not available ({build})", advice)
 
@@ -172,9 +173,7 @@ def judge_cudnn(version: int | None, gpu_available: bool, query_error: str | Non
     if version is None:
         if not gpu_available:
             return Finding("ok", "cuDNN", "none (not needed without a GPU)")
-        return Finding(
-            "warning", "cuDNN", "none", f"3D convolutions are slow without it. {MATCH_TORCHVISION}"
-        )
+        return Finding("warning", "cuDNN", "none", f"3D convolutions are slow without it. {MATCH_TORCHVISION}")
     major, minor, patch = _cudnn_release(version)
     value = f"{major}.{minor}.{patch}"
     if not gpu_available:
@@ -197,9 +196,7 @@ def judge_nnunet(version: str | None) -> Finding:
     if not Version("2.8.1") <= _version(version) < Version("3"):
         return Finding("problem", "nnunetv2", version, f"Not supported (2.8.1 or newer, below 3):{install}")
     if version not in TESTED_NNUNET:
-        advice = (
-            f"Untested version (tested: {', '.join(TESTED_NNUNET)}). If something breaks, go back:{install}"
-        )
+        advice = f"Untested version (tested: {', '.join(TESTED_NNUNET)}). If something breaks, go back:{install}"
         return Finding("warning", "nnunetv2", version, advice)
     return Finding("ok", "nnunetv2", version)
 
@@ -235,8 +232,8 @@ def judge_folder(variable: str, value: str | None) -> Finding:
 
 def judge_free_disk(variable: str, free_bytes: int, minimum_gb: float = MINIMUM_FREE_GB) -> Finding:
     """Free space where ``variable`` points to; GB are 10^9 bytes."""
-    name, free_gb = f"disk of {variable}", free_bytes / 1e9
-    value = f"{free_gb:.1f} GB free"
+    name, free_gb = "free disk space", free_bytes / 1e9
+    value = f"{free_gb:.1f} GB at {variable}"
     if free_gb < minimum_gb:
         advice = (
             f"Less than {minimum_gb:.0f} GB: preprocessing and checkpoints fill that quickly. Free some "
@@ -277,8 +274,10 @@ def judge_trainers(
         error: the last line of what the look-up printed when it failed, else None.
     """
     name = "trainer search"
+    # nnU-Net's "could not find" goes on with paths and advice which ours replaces.
+    error = error and error.partition(" in nnunetv2.")[0]
     if error is not None and "torchvision" in error:
-        advice = f"{EVERY_TRAINER_CRASHES}: `{error}`. {MATCH_TORCHVISION}"
+        advice = f"{EVERY_TRAINER_CRASHES}: `{error}`. Install torch and torchvision anew, together, as said above."
         return Finding("problem", name, "failed because of torchvision", advice)
     if error is not None and _names_folder(environment.get(EXT_TRAINER, ""), plugin_folder):
         advice = (
@@ -294,14 +293,10 @@ def judge_trainers(
             f"again:\n    {export_line(environment, plugin_folder)}"
         )
         return Finding("problem", name, "failed", advice)
-    strangers = {
-        trainer: module for trainer, module in modules.items() if not module.startswith("nnssl_mae.")
-    }
+    strangers = {trainer: module for trainer, module in modules.items() if not module.startswith("nnssl_mae.")}
     if strangers:
         listed = ", ".join(f"{trainer} from {module}" for trainer, module in strangers.items())
-        advice = (
-            f"Another class of the same name is found first ({listed}). Rename it, or take its folder out of "
-        )
+        advice = f"Another class of the same name is found first ({listed}). Rename it, or take its folder out of "
         return Finding("warning", name, "finds somebody else's trainer", f"{advice}{EXT_TRAINER}.")
     return Finding("ok", name, "nnU-Net finds " + " and ".join(modules))
 
@@ -316,8 +311,8 @@ def export_line(environment: Mapping[str, str], plugin_folder: Path) -> str:
 
 def verdict(findings: Sequence[Finding]) -> tuple[int, str]:
     """Exit code (0: all good or warnings only, 1: something is broken) and the closing sentence."""
-    problems = [finding.name for finding in findings if finding.level == "problem"]
-    warnings = [finding.name for finding in findings if finding.level == "warning"]
+    problems = dict.fromkeys(finding.name for finding in findings if finding.level == "problem")
+    warnings = dict.fromkeys(finding.name for finding in findings if finding.level == "warning")
     if problems:
         return 1, f"Not ready. To repair: {', '.join(problems)}."
     if warnings:
@@ -412,9 +407,7 @@ def _torch_findings() -> list[Finding]:
         ]
         _, torchvision_error = _try_import("torchvision")
         requires = _requirement_on_torch()
-        findings.append(
-            judge_torchvision(torch_version, _build_version("torchvision"), requires, torchvision_error)
-        )
+        findings.append(judge_torchvision(torch_version, _build_version("torchvision"), requires, torchvision_error))
     return findings
 
 
@@ -433,7 +426,7 @@ def _free_disk_finding(variable: str, folder: str) -> Finding:
         return judge_free_disk(variable, shutil.disk_usage(folder).free)
     except OSError as error:
         advice = f"The free space cannot be read ({error}). Check that the disk is mounted."
-        return Finding("warning", f"disk of {variable}", "unknown", advice)
+        return Finding("warning", "free disk space", f"unknown at {variable}", advice)
 
 
 def _registration_findings() -> list[Finding]:

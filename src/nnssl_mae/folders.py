@@ -1,4 +1,4 @@
-"""nnU-Net's three folders and its dataset numbers, with sentences where something is missing."""
+"""What we share with nnU-Net: folders, dataset numbers, environment; with sentences where something is missing."""
 
 from __future__ import annotations
 
@@ -76,3 +76,10 @@ def environment(**values: str) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Drops what nnU-Net prints on stdout (its planner prints pages); errors and progress bars still show."""
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield

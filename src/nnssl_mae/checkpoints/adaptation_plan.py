@@ -51,7 +51,10 @@ def make_adaptation_plan(plans: Mapping[str, Any], configuration_name: str, chan
             "arch_kwargs": dict(architecture["arch_kwargs"]),
             "arch_kwargs_requiring_import": list(architecture["_kw_requires_import"]),
         },
-        "pretrain_plan": {**{key: plans[key] for key in _PLANS_KEYS}, "configurations": {configuration_name: data}},
+        "pretrain_plan": {
+            **{key: plans[key] for key in _PLANS_KEYS},
+            "configurations": {configuration_name: data},
+        },
         "pretrain_num_input_channels": channels,
         "recommended_downstream_patchsize": list(configuration["patch_size"]),
         "key_to_encoder": "encoder.stages",

@@ -52,7 +52,12 @@ def _draw_plane(axes: Sequence[object], case: PreviewCase, plane: int, label: st
     original, mask = cut(case.original), cut(case.mask)
     low, high = np.percentile(case.original, (0.5, 99.5))
     error = np.where(mask, np.abs(cut(case.reconstruction) - original), 0)
-    pictures = (original, np.where(mask, low, original), np.where(mask, cut(case.reconstruction), original), error)
+    pictures = (
+        original,
+        np.where(mask, low, original),
+        np.where(mask, cut(case.reconstruction), original),
+        error,
+    )
     for column, (axis, picture) in enumerate(zip(axes, pictures, strict=True)):
         limits = (0, (high - low) / 2) if column == 3 else (low, high)
         axis.imshow(picture, cmap="magma" if column == 3 else "gray", vmin=limits[0], vmax=limits[1])  # type: ignore[attr-defined]

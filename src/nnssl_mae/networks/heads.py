@@ -11,6 +11,7 @@ def freeze_unused_heads(network: nn.Module) -> nn.Module:
     Distributed training fails on weights that get no gradient. The heads are kept, not replaced: nnU-Net loads
     weights strictly when it predicts.
     """
-    for head in network.decoder.seg_layers[:-1]:
+    heads = network.get_submodule("decoder.seg_layers")
+    for head in list(heads.children())[:-1]:
         head.requires_grad_(False)
     return network

@@ -76,7 +76,12 @@ class ValidationBatches(Dataset[Batch]):
         cases = self.batches[index]
         data, hidden = zip(*map(self._case, cases), strict=True)
         ranges = torch.tensor([self.data_range[case] for case in cases], dtype=torch.float32)
-        return {"cases": cases, "data": torch.stack(data), "hidden": torch.stack(hidden), "data_range": ranges}
+        return {
+            "cases": cases,
+            "data": torch.stack(data),
+            "hidden": torch.stack(hidden),
+            "data_range": ranges,
+        }
 
     def _case(self, case: str) -> tuple[torch.Tensor, torch.Tensor]:
         rng = validation_rng(self.settings.seed, case)
@@ -90,7 +95,9 @@ class BatchStream:
     """An endless iterator over batches in the order of ``steps``; ``close`` ends its worker processes."""
 
     def __init__(self, batches: Dataset[Batch], steps: _Steps, workers: int, pin_memory: bool) -> None:
-        loader = DataLoader(batches, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pin_memory)
+        loader = DataLoader(
+            batches, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pin_memory, collate_fn=_unchanged
+        )
         self._iterator: Iterator[Batch] | None = iter(loader)
 
     def __next__(self) -> Batch:
@@ -107,7 +114,12 @@ class BatchStream:
 
 
 def training_stream(
-    batches: TrainingBatches, first_epoch: int, epochs: int, iterations: int, workers: int, pin_memory: bool = False
+    batches: TrainingBatches,
+    first_epoch: int,
+    epochs: int,
+    iterations: int,
+    workers: int,
+    pin_memory: bool = False,
 ) -> BatchStream:
     """Batches from the first iteration of ``first_epoch`` to the end of the last epoch."""
     steps = _Steps(lambda: product(range(first_epoch, epochs), range(iterations)))
@@ -122,6 +134,10 @@ def validation_stream(batches: ValidationBatches, workers: int, pin_memory: bool
             yield from range(len(batches))
 
     return BatchStream(batches, _Steps(forever), workers, pin_memory)
+
+
+def _unchanged(batch: Batch) -> Batch:
+    return batch
 
 
 class _Steps:

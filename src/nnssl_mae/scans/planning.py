@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import tempfile
@@ -18,7 +17,7 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 )
 
 from nnssl_mae.errors import UserError
-from nnssl_mae.folders import environment
+from nnssl_mae.folders import environment, silence
 from nnssl_mae.masking import block_edges
 from nnssl_mae.plans import (
     CONFIGURATION,
@@ -113,8 +112,7 @@ def _stock_plans(
                 nnUNet_preprocessed=str(preprocessed),
                 nnUNet_n_proc_DA="1" if workers == "0" else workers,
             ),
-            open(os.devnull, "w", encoding="utf-8") as silent,
-            contextlib.redirect_stdout(silent),
+            silence(),
         ):
             planner(
                 name,

@@ -7,7 +7,6 @@ is continued by the same command; bad input leaves nothing behind.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -93,7 +92,7 @@ def prepare(
     write_json(staging / "dataset_fingerprint.json", numbers)
     write_json(staging / "dataset.json", dataset_json(len(scans)))
     write_json(staging / f"{PRETRAINING_PLANS}.json", plans)
-    os.replace(staging, preprocessed / full_name)
+    staging.replace(preprocessed / full_name)
     return preprocessed / full_name
 
 

@@ -43,7 +43,11 @@ class PretrainingHistory(LocalLogger):
         decibels.plot(epochs, history["psnr"][: len(epochs)], color="tab:green", label="PSNR [dB]")
         decibels.legend(loc="lower right")
         starts, ends = history["epoch_start_timestamps"], history["epoch_end_timestamps"]
-        speed.plot(epochs, [end - start for start, end in zip(starts, ends, strict=False)][: len(epochs)], label="s/epoch")
+        speed.plot(
+            epochs,
+            [end - start for start, end in zip(starts, ends, strict=False)][: len(epochs)],
+            label="s/epoch",
+        )
         speed.set(xlabel="epoch", ylabel="seconds an epoch")
         speed.set_ylim(bottom=0)
         for axes in (loss, metrics):

@@ -65,7 +65,8 @@ class nnUNetTrainerMAE(nnUNetTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         block = read_block(self.configuration_manager.configuration, "pretrain", self.plans_manager.plans_name)
         self.recipe = parse_recipe(block["recipe"], source=f"in the plans {self.plans_manager.plans_name}")
-        self.logger = PretrainingLogger(self.logger)
+        self.logger: PretrainingLogger = PretrainingLogger(self.logger)
+        self._best_ema: float | None = None  # nnU-Net's name; here it holds the lowest validation loss
         self.patch_settings = PatchSettings(
             patch_size=tuple(self.configuration_manager.patch_size),
             grid=tuple(
@@ -109,7 +110,11 @@ class nnUNetTrainerMAE(nnUNetTrainer):
     ) -> nn.Module:
         """The stock network; it reconstructs with its last head."""
         network = nnUNetTrainer.build_network_architecture(
-            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+            plans_manager,
+            configuration_manager,
+            num_input_channels,
+            num_output_channels,
+            enable_deep_supervision,
         )
         return freeze_unused_heads(network)
 
@@ -139,8 +144,10 @@ class nnUNetTrainerMAE(nnUNetTrainer):
             self.dataset_class = VolumeDataset
             training, validation = super().do_split()
         else:
-            subjects = read_cases(Path(self.preprocessed_dataset_folder))["subject"].to_dict()
-            training, validation = hold_out_by_subject(subjects, self.recipe.seed)
+            subjects = read_cases(Path(self.preprocessed_dataset_folder))["subject"]
+            training, validation = hold_out_by_subject(
+                dict(zip(subjects.index, subjects, strict=True)), self.recipe.seed
+            )
         self.print_to_log_file(f"Pre-training on {len(training)} scans, validating on {len(validation)} scans.")
         return training, validation
 
@@ -159,9 +166,7 @@ class nnUNetTrainerMAE(nnUNetTrainer):
         held_out = self._validation_batches(self._share(validation[: self.recipe.schedule.validation_cases]))
         self.num_val_iterations_per_epoch = len(held_out)
         return (
-            training_stream(
-                batches, self.current_epoch, self.num_epochs, self.num_iterations_per_epoch, workers, pin
-            ),
+            training_stream(batches, self.current_epoch, self.num_epochs, self.num_iterations_per_epoch, workers, pin),
             validation_stream(held_out, min(workers, 1 + workers // 4), pin),
         )
 
@@ -173,7 +178,8 @@ class nnUNetTrainerMAE(nnUNetTrainer):
 
     def _validation_batches(self, cases: Sequence[str]) -> ValidationBatches:
         table = read_cases(Path(self.preprocessed_dataset_folder))
-        data_range = (table["percentile_99_5"] - table["percentile_00_5"]).to_dict()
+        widths = table["percentile_99_5"] - table["percentile_00_5"]
+        data_range = dict(zip(table.index, widths, strict=True))
         volumes = VolumeDataset(self.preprocessed_dataset_folder, list(cases))
         return ValidationBatches(volumes, self.patch_settings, data_range, list(cases), self.batch_size)
 
@@ -238,7 +244,10 @@ class nnUNetTrainerMAE(nnUNetTrainer):
             dist.all_gather_object(gathered, values)
         table = np.concatenate([part for part in gathered if part is not None], axis=1)
         # SSIM is undefined for a case whose hidden blocks hold no whole window.
-        return {name: float(np.nanmean(row)) if np.isfinite(row).any() else float("nan") for name, row in zip(names, table, strict=True)}
+        return {
+            name: float(np.nanmean(row)) if np.isfinite(row).any() else float("nan")
+            for name, row in zip(names, table, strict=True)
+        }
 
     # ------------------------------------------------------------------ epochs, checkpoints, pictures
 
@@ -255,7 +264,7 @@ class nnUNetTrainerMAE(nnUNetTrainer):
         self.print_to_log_file(f"Epoch time: {seconds:.2f} s")
 
         final = self.current_epoch == self.num_epochs - 1
-        # The name is nnU-Net's; here it holds the lowest validation loss, which fixed masks make comparable.
+        # Masks and crops of validation never change, so the losses of two epochs can be compared.
         improved = self._best_ema is None or last["val_losses"] < self._best_ema
         if improved:
             self._best_ema = last["val_losses"]

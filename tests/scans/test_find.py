@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+
+from nnssl_mae.errors import UserError
+from nnssl_mae.scans.find import find_scans
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def subjects(*args, **kwargs) -> dict[str, str]:
+    return {scan.case: scan.subject for scan in find_scans(*args, **kwargs)}
+
+
+def test_bids_entity_is_the_subject_across_sessions(tmp_path) -> None:
+    touch(tmp_path, "sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz", "sub-01/ses-2/anat/sub-01_ses-2_T1w.nii.gz")
+    touch(tmp_path, "sub-02/anat/sub-02_T1w.nii")
+    assert subjects([tmp_path]) == {
+        "sub-01_ses-1_T1w": "sub-01",
+        "sub-01_ses-2_T1w": "sub-01",
+        "sub-02_T1w": "sub-02",
+    }
+
+
+def test_first_folder_is_the_subject_when_there_are_several(tmp_path) -> None:
+    touch(tmp_path, "anna/t1.nii.gz", "anna/t2.nii.gz", "bert/scan.nii.gz")
+    assert subjects([tmp_path]) == {"t1": "anna", "t2": "anna", "scan": "bert"}
+
+
+def test_file_name_is_the_subject_in_a_flat_folder_without_the_channel(tmp_path) -> None:
+    touch(tmp_path, "imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "imagesTr/b_0000.nii.gz")
+    assert subjects([tmp_path]) == {"a_0000": "a", "a_0001": "a", "b_0000": "b"}
+
+
+def test_expression_decides_first(tmp_path) -> None:
+    touch(tmp_path, "x/IXI002-Guys-0828-T1.nii.gz", "y/IXI002-Guys-0828-T2.nii.gz")
+    found = subjects([tmp_path], subject_regex=r"(IXI\d+)")
+    assert set(found.values()) == {"IXI002"}
+    with pytest.raises(UserError, match="finds no group"):
+        find_scans([tmp_path], subject_regex=r"(nobody)")
+    with pytest.raises(UserError, match="not a regular expression"):
+        find_scans([tmp_path], subject_regex="(")
+
+
+def test_equal_names_in_different_folders_stay_apart(tmp_path) -> None:
+    touch(tmp_path, "p1/T1.nii.gz", "p2/T1.nii.gz", "p3/t1.nii.gz")
+    cases = [scan.case for scan in find_scans([tmp_path])]
+    assert len({case.lower() for case in cases}) == 3
+
+
+def test_a_file_given_twice_counts_once_and_hidden_files_do_not(tmp_path) -> None:
+    touch(tmp_path, "a.nii.gz", "._a.nii.gz", "notes.txt")
+    assert [scan.case for scan in find_scans([tmp_path, tmp_path / "a.nii.gz"])] == ["a"]
+
+
+def test_bad_sources(tmp_path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        find_scans([tmp_path / "nowhere"])
+    with pytest.raises(UserError, match="holds no NIfTI file"):
+        find_scans([tmp_path])
+    touch(tmp_path, "notes.txt")
+    with pytest.raises(UserError, match="not a NIfTI file"):
+        find_scans([tmp_path / "notes.txt"])

@@ -1,0 +1,70 @@
+import gzip
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints
+
+from nnssl_mae.scans.measure import fingerprint, measure_scan
+from tests.tiny_scans import tiny_scan
+
+
+def save(path: Path, data: np.ndarray, affine: np.ndarray | None = None) -> Path:
+    nibabel.save(nibabel.Nifti1Image(data, np.eye(4) if affine is None else affine), path)
+    return path
+
+
+def problem(path: Path) -> str:
+    found = measure_scan(path, "NibabelIOWithReorient").problem
+    assert found is not None
+    return found
+
+
+def test_unusable_scans_are_named_and_never_raise(tmp_path) -> None:
+    text = tmp_path / "text.nii.gz"
+    text.write_text("this is not an image")
+    assert "not a readable NIfTI" in problem(text)
+    volume = np.random.default_rng(0).normal(size=(20, 20, 20)).astype(np.float32)
+    assert "has 2 dimensions" in problem(save(tmp_path / "2d.nii.gz", volume[0]))
+    assert "has 4 dimensions" in problem(save(tmp_path / "4d.nii.gz", np.stack([volume] * 2, -1)))
+    assert "single slice" in problem(save(tmp_path / "slice.nii.gz", volume[:, :, :1]))
+    assert "constant" in problem(save(tmp_path / "constant.nii.gz", np.full_like(volume, 3)))
+    volume[0, 0, 0] = np.nan
+    assert "NaN" in problem(save(tmp_path / "nan.nii.gz", volume))
+    whole = gzip.compress(gzip.decompress(save(tmp_path / "whole.nii.gz", volume).read_bytes()))
+    cut = tmp_path / "cut.nii.gz"
+    cut.write_bytes(whole[: len(whole) // 2])
+    assert "cannot be read to its end" in problem(cut)
+
+
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIOWithReorient"])
+def test_fingerprint_equals_stock(reader: str, nnunet_folders: Path) -> None:
+    """Shapes, spacings and crop from stock's own fingerprint of the same images with themselves as labels."""
+    raw = nnunet_folders / "raw" / "Dataset007_Same"
+    paths = []
+    for split in ("imagesTr", "labelsTr"):
+        (raw / split).mkdir(parents=True)
+    for index in range(3):
+        image, labels = tiny_scan(index)
+        paths.append(raw / "imagesTr" / f"c{index}_0000.nii.gz")
+        nibabel.save(image, paths[-1])
+        nibabel.save(labels, raw / "labelsTr" / f"c{index}.nii.gz")
+    content = {
+        "channel_names": {"0": "zscore"},
+        "labels": {"background": 0, "a": 1, "b": 2},
+        "numTraining": 3,
+        "file_ending": ".nii.gz",
+        "overwrite_image_reader_writer": reader,
+    }
+    (raw / "dataset.json").write_text(json.dumps(content))
+    extract_fingerprints([7], num_processes=2)
+    stock = json.loads((nnunet_folders / "preprocessed" / raw.name / "dataset_fingerprint.json").read_text())
+    ours = fingerprint([measure_scan(path, reader) for path in paths])
+    for key in ("spacings", "shapes_after_crop", "median_relative_size_after_cropping"):
+        assert np.allclose(ours[key], stock[key]), key
+    one, other = (f["foreground_intensity_properties_per_channel"]["0"] for f in (ours, stock))
+    assert one.keys() == other.keys()
+    # Both are random samples of the voxels.
+    assert one["mean"] == pytest.approx(other["mean"], rel=0.02)

@@ -1,0 +1,68 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from nnssl_mae.errors import UserError
+from nnssl_mae.plans import CONFIGURATION, data_identifier, network_configuration, read_block, same_topology
+from nnssl_mae.recipes import load_recipe, override
+
+
+@pytest.fixture
+def plans(prepared: Path) -> dict:
+    return json.loads((prepared / "nnsslMAEPlans.json").read_text())
+
+
+def test_the_default_recipe_gives_the_published_network(plans: dict) -> None:
+    architecture = plans["configurations"][CONFIGURATION]["architecture"]
+    recipe = load_recipe("mae")
+    found = network_configuration(architecture, recipe.network, (1, 1, 1), recipe.masking.block_size)
+    kwargs = found["architecture"]["arch_kwargs"]
+    assert kwargs["features_per_stage"] == [32, 64, 128, 256, 320, 320]
+    assert kwargs["n_blocks_per_stage"] == [1, 3, 4, 6, 6, 6]
+    assert kwargs["strides"] == [[1, 1, 1]] + [[2, 2, 2]] * 5
+    assert kwargs["n_conv_per_stage_decoder"] == [1] * 5
+    assert found["patch_size"] == [160, 160, 160]
+    smaller = override(recipe, {"network.patch_size": (96, 96, 96)}).network
+    assert not same_topology(found, network_configuration(architecture, smaller, (1, 1, 1), 16))
+
+
+@pytest.mark.parametrize(("patch", "nearest"), [((100, 100, 100), "96 96 96"), ((160, 150, 160), "160 160 160")])
+def test_a_patch_that_does_not_fit_is_refused_with_the_nearest(plans: dict, patch, nearest) -> None:
+    architecture = plans["configurations"][CONFIGURATION]["architecture"]
+    network = override(load_recipe("mae"), {"network.patch_size": patch}).network
+    with pytest.raises(UserError, match=f"--patch {nearest}"):
+        network_configuration(architecture, network, (1, 1, 1), 16)
+
+
+def test_data_identifier_depends_on_what_changes_the_data_and_on_nothing_else(plans: dict) -> None:
+    configuration = plans["configurations"][CONFIGURATION]
+    first = data_identifier(plans, configuration, "volumes")
+    assert data_identifier(plans, {**configuration, "batch_size": 7, "patch_size": [8] * 3}, "volumes") == first
+    assert data_identifier({**plans, "plans_name": "other"}, configuration, "volumes") == first
+    different = [
+        data_identifier(plans, configuration, "cases"),
+        data_identifier(plans, {**configuration, "spacing": [1, 1, 1]}, "volumes"),
+        data_identifier(plans, {**configuration, "normalization_schemes": ["CTNormalization"]}, "volumes"),
+        data_identifier(plans, {**configuration, "use_mask_for_norm": [True]}, "volumes"),
+        data_identifier({**plans, "image_reader_writer": "SimpleITKIO"}, configuration, "volumes"),
+        data_identifier({**plans, "transpose_forward": [2, 1, 0]}, configuration, "volumes"),
+    ]
+    assert len({first, *different}) == 7
+
+
+def test_blocks_of_another_kind_or_of_the_future_are_refused(plans: dict) -> None:
+    configuration = plans["configurations"][CONFIGURATION]
+    assert read_block(configuration, "pretrain", "p")["kind"] == "pretrain"
+    with pytest.raises(UserError, match="nnssl-mae adapt"):
+        read_block(configuration, "finetune", "p")
+    with pytest.raises(UserError, match="nnssl-mae prepare"):
+        read_block({}, "pretrain", "p")
+    with pytest.raises(UserError, match="newer nnssl_mae"):
+        read_block({"nnssl_mae": {"kind": "pretrain", "schema": 99}}, "pretrain", "p")
+
+
+def test_the_plans_file_holds_one_configuration(plans: dict) -> None:
+    """nnU-Net preprocesses every configuration it finds and deletes its folder first: stock's must not be here."""
+    assert list(plans["configurations"]) == [CONFIGURATION]
+    assert "inherits_from" not in plans["configurations"][CONFIGURATION]

@@ -1,0 +1,181 @@
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnssl_mae.errors import UserError
+from nnssl_mae.masking import hidden_voxels
+from nnssl_mae.training.mae_trainer import nnUNetTrainerMAE
+from tests.training.trainers import assert_same_weights, make_trainer, weights
+
+
+@pytest.fixture
+def trained(prepared: Path) -> nnUNetTrainerMAE:
+    trainer = make_trainer(nnUNetTrainerMAE, prepared, "nnsslMAEPlans")
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    return trainer
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_at(trainer: nnUNetTrainerMAE, epoch: int, iteration: int) -> None:
+    """Makes the run die before this step."""
+    step = trainer.train_step
+
+    def train_step(batch):
+        if batch["step"] == (epoch, iteration):
+            raise Interrupted
+        return step(batch)
+
+    trainer.train_step = train_step
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_interrupted_in_the_middle_of_an_epoch_and_resumed_gives_the_same_weights(
+    prepared, monkeypatch, workers
+) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", workers)
+    whole = make_trainer(nnUNetTrainerMAE, prepared, "nnsslMAEPlans")
+    whole.run_training()
+
+    broken = make_trainer(nnUNetTrainerMAE, prepared, "nnsslMAEPlans")
+    interrupt_at(broken, epoch=2, iteration=1)
+    with pytest.raises(Interrupted):
+        broken.run_training()
+    resumed = make_trainer(nnUNetTrainerMAE, prepared, "nnsslMAEPlans")
+    resumed.load_checkpoint(str(Path(resumed.output_folder, "checkpoint_latest.pth")))
+    assert resumed.current_epoch == 2
+    resumed.run_training()
+
+    assert_same_weights(weights(whole), weights(resumed))
+    for key in ("train_losses", "val_losses", "psnr", "r2", "lrs"):
+        assert whole.logger.get_value(key, step=None) == resumed.logger.get_value(key, step=None)
+
+
+def test_resume_takes_the_newest_checkpoint(prepared: Path) -> None:
+    trainer = make_trainer(nnUNetTrainerMAE, prepared, "nnsslMAEPlans")
+    trainer.on_train_start()
+    folder = Path(trainer.output_folder)
+    for epoch, name in ((0, "checkpoint_latest.pth"), (4, "checkpoint_best.pth")):
+        trainer.logger.log("val_losses", 1.0, 0)
+        trainer.current_epoch = epoch
+        trainer.save_checkpoint(str(folder / name))
+    again = make_trainer(nnUNetTrainerMAE, prepared, "nnsslMAEPlans")
+    again.load_checkpoint(str(folder / "checkpoint_latest.pth"))
+    assert again.current_epoch == 5
+
+
+def test_two_fresh_runs_are_equal(prepared: Path) -> None:
+    runs = []
+    for _ in range(2):
+        trainer = make_trainer(nnUNetTrainerMAE, prepared, "nnsslMAEPlans")
+        trainer.num_epochs = 1
+        trainer.run_training()
+        runs.append(weights(trainer))
+    assert_same_weights(*runs)
+
+
+def test_a_run_leaves_what_a_person_can_judge(trained: nnUNetTrainerMAE) -> None:
+    folder = Path(trained.output_folder)
+    names = {path.name for path in folder.iterdir()}
+    assert {"checkpoint_final.pth", "checkpoint_best.pth", "progress.png", "preview_epoch_0003.png"} <= names
+    assert "checkpoint_latest.pth" not in names
+    assert not [name for name in names if name.endswith(".tmp")]
+    summary = json.loads((folder / "validation" / "summary.json").read_text())
+    assert summary["cases"] == 5
+    # Weights did not change since: the same cases, crops and masks give the same number.
+    assert summary["val_loss"] == pytest.approx(trained.logger.get_value("val_losses", step=-1), rel=1e-6)
+    log = next(folder.glob("training_log*.txt")).read_text()
+    assert "Pre-training on 3 scans, validating on 5 scans." in log
+    assert "Dice" not in log
+    assert "hidden voxels: PSNR" in log
+
+
+def test_the_checkpoint_is_safe_to_read_and_names_no_path_and_no_subject(trained, prepared) -> None:
+    path = Path(trained.output_folder, "checkpoint_final.pth")
+    content = torch.load(path, weights_only=True)
+    everything_but_weights = repr(
+        {key: value for key, value in content.items() if "weights" not in key and "state" not in key}
+    )
+    assert str(prepared.parents[1]) not in everything_but_weights
+    assert "sub-0" not in everything_but_weights
+    for key in ("network_weights", "nnssl_adaptation_plan", "citations", "nnssl_mae", "init_args", "trainer_name"):
+        assert key in content
+    assert content["nnssl_mae"]["epochs_done"] == 3
+    assert content["nnssl_adaptation_plan"]["architecture_plans"]["arch_class_name"] == "ResidualEncoderUNet"
+
+
+def test_stock_trainer_accepts_the_checkpoint_as_pretrained_weights(trained, prepared) -> None:
+    plans = json.loads((prepared / "nnsslMAEPlans.json").read_text()) | {"continue_training": False}
+    labelled = {"channel_names": {"0": "x"}, "labels": {"background": 0, "a": 1, "b": 2}, "file_ending": ".nii.gz"}
+    stock = nnUNetTrainer(plans, trained.configuration_name, "all", labelled, torch.device("cpu"))
+    stock.initialize()
+    load_pretrained_weights(stock.network, str(Path(trained.output_folder, "checkpoint_final.pth")))
+    ours, theirs = trained.network.state_dict(), stock.network.state_dict()
+    for name in theirs:
+        assert torch.equal(theirs[name], ours[name]) != (".seg_layers." in name), name
+
+
+def test_a_failed_write_leaves_the_earlier_checkpoint_whole(trained, monkeypatch) -> None:
+    path = Path(trained.output_folder, "checkpoint_final.pth")
+    before = path.read_bytes()
+
+    def torn(state, target):
+        Path(target).write_bytes(b"half a file")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", torn)
+    with pytest.raises(OSError, match="disk full"):
+        trained.save_checkpoint(str(path))
+    assert path.read_bytes() == before
+    assert not list(path.parent.glob("*.tmp"))
+
+
+def test_only_the_last_head_is_trained(prepared: Path) -> None:
+    trainer = make_trainer(nnUNetTrainerMAE, prepared, "nnsslMAEPlans")
+    trainer.initialize()
+    frozen = {name for name, p in trainer.network.named_parameters() if not p.requires_grad}
+    assert frozen == {"decoder.seg_layers.0.weight", "decoder.seg_layers.0.bias"}
+
+
+def test_the_reconstruction_does_not_depend_on_hidden_voxels(prepared: Path) -> None:
+    trainer = make_trainer(nnUNetTrainerMAE, prepared, "nnsslMAEPlans")
+    trainer.on_train_start()
+    batch = next(trainer.dataloader_train)
+    mask = hidden_voxels(batch["hidden"], batch["data"].shape[2:])
+    changed = {**batch, "data": torch.where(mask, torch.full_like(batch["data"], 9.0), batch["data"])}
+    with torch.no_grad():
+        assert torch.equal(trainer._reconstruct(batch)[0], trainer._reconstruct(changed)[0])
+
+
+def test_numbered_folds_are_nnunets(prepared: Path) -> None:
+    trainer = make_trainer(nnUNetTrainerMAE, prepared, "nnsslMAEPlans", fold=0)
+    training, validation = trainer.do_split()
+    assert (len(training), len(validation)) == (6, 2)
+    assert len(json.loads((prepared / "splits_final.json").read_text())) == 5
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(prepared: Path) -> None:
+    trainer = make_trainer(nnUNetTrainerMAE, prepared, "nnsslMAEPlans")
+    trainer.initialize()
+    with pytest.raises(RuntimeError, match="training loss of epoch 0 is nan"):
+        trainer.on_train_epoch_end([{"loss": torch.tensor(float("nan"))}])
+
+
+def test_plans_of_another_kind_are_refused(prepared: Path) -> None:
+    plans = json.loads((prepared / "nnsslMAEPlans.json").read_text())
+    del plans["configurations"]["3d_fullres_mae"]["nnssl_mae"]
+    (prepared / "plainPlans.json").write_text(json.dumps(plans))
+    with pytest.raises(UserError, match="not made for this trainer"):
+        make_trainer(nnUNetTrainerMAE, prepared, "plainPlans")
+
+
+def test_the_trainer_class_can_be_pickled() -> None:
+    assert pickle.loads(pickle.dumps(nnUNetTrainerMAE)) is nnUNetTrainerMAE
