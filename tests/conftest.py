@@ -70,6 +70,26 @@ def prepared(_prepared_once: Path, nnunet_folders: Path) -> Path:
     return target
 
 
+@pytest.fixture(scope="session")
+def _pretrained_once(_prepared_once: Path) -> Path:
+    from nnssl_mae.training.mae_trainer import nnUNetTrainerMAE
+    from tests.training.trainers import make_trainer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("nnUNet_preprocessed", str(_prepared_once / "preprocessed"))
+        patch.setenv("nnUNet_results", str(_prepared_once / "results"))
+        dataset = _prepared_once / "preprocessed" / "Dataset900_Brains"
+        trainer = make_trainer(nnUNetTrainerMAE, dataset, "nnsslMAEPlans")
+        trainer.run_training()
+    return Path(trainer.output_folder, "checkpoint_final.pth")
+
+
+@pytest.fixture
+def pretrained(_pretrained_once: Path) -> Path:
+    """The final checkpoint of a tiny pre-training; read only."""
+    return _pretrained_once
+
+
 @pytest.fixture
 def scans_folder(_prepared_once: Path) -> Path:
     """The 8 unlabelled scans from which the dataset was prepared."""

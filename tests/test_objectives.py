@@ -34,7 +34,7 @@ def test_visible_voxels_get_no_gradient(batch) -> None:
 
 
 def test_loss_of_half_precision_is_computed_in_single(batch) -> None:
-    prediction, target, hidden = batch
+    _, target, hidden = batch
     loss = hidden_squared_error(300 * torch.ones_like(target, dtype=torch.float16), target, hidden)
     assert loss.dtype == torch.float32
     assert torch.isfinite(loss)

@@ -33,6 +33,6 @@ def test_the_draw_is_fixed_by_the_seed_not_by_the_order() -> None:
 @pytest.mark.parametrize("cases", [cohort(5, 1), cohort(1, 40), cohort(2, 3) | {"x": "s00000"}])
 def test_refused_where_no_training_subject_would_be_left(cases: dict[str, str]) -> None:
     if len(set(cases.values())) == 2:
-        cases = {case: subject for case, subject in list(cases.items())[:4]}
+        cases = dict(list(cases.items())[:4])
     with pytest.raises(UserError, match="leaves no subject for training"):
         hold_out_by_subject(cases, seed=1)

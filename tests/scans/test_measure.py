@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints
 
-from nnssl_mae.scans.measure import fingerprint, measure_scan
+from nnssl_mae.scans.measure import fingerprint, measure_scan, samples_a_scan
 from tests.tiny_scans import tiny_scan
 
 
@@ -17,7 +17,7 @@ def save(path: Path, data: np.ndarray, affine: np.ndarray | None = None) -> Path
 
 
 def problem(path: Path) -> str:
-    found = measure_scan(path, "NibabelIOWithReorient").problem
+    found = measure_scan(path, "NibabelIOWithReorient", 100).problem
     assert found is not None
     return found
 
@@ -61,7 +61,7 @@ def test_fingerprint_equals_stock(reader: str, nnunet_folders: Path) -> None:
     (raw / "dataset.json").write_text(json.dumps(content))
     extract_fingerprints([7], num_processes=2)
     stock = json.loads((nnunet_folders / "preprocessed" / raw.name / "dataset_fingerprint.json").read_text())
-    ours = fingerprint([measure_scan(path, reader) for path in paths])
+    ours = fingerprint([measure_scan(path, reader, samples_a_scan(3)) for path in paths])
     for key in ("spacings", "shapes_after_crop", "median_relative_size_after_cropping"):
         assert np.allclose(ours[key], stock[key]), key
     one, other = (f["foreground_intensity_properties_per_channel"]["0"] for f in (ours, stock))

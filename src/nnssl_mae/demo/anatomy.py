@@ -62,8 +62,8 @@ def load_anatomy(resolution: int = 2) -> Anatomy:
     template = datasets.load_mni152_template(resolution=resolution)
     grey = datasets.load_mni152_gm_template(resolution=resolution)
     white = datasets.load_mni152_wm_template(resolution=resolution)
-    maps = [np.asarray(image.get_fdata(), dtype=np.float32) for image in (template, grey, white)]
-    return build_anatomy(*maps, affine=np.asarray(template.affine, dtype=np.float64))
+    t1, grey_map, white_map = (np.asarray(i.get_fdata(), dtype=np.float32) for i in (template, grey, white))
+    return build_anatomy(t1, grey_map, white_map, np.asarray(template.affine, dtype=np.float64))
 
 
 def build_anatomy(

@@ -175,10 +175,8 @@ def bend_anatomy(anatomy: Anatomy, appearance: Appearance) -> tuple[NDArray[np.f
 
     The texture is what the T1 image shows beyond its tissue shares, in units of the white-grey difference.
     """
-    shape: Shape = anatomy.labels.shape  # type: ignore[assignment]
-    there = source_coordinates(
-        shape, anatomy.spacing, appearance.velocities, appearance.rotation, appearance.scale
-    )
+    shape: Shape = anatomy.labels.shape
+    there = source_coordinates(shape, anatomy.spacing, appearance.velocities, appearance.rotation, appearance.scale)
     means = np.array([anatomy.t1[anatomy.labels == label].mean() for label in (1, 2, 3)], dtype=np.float32)
     residual = anatomy.t1 - np.tensordot(means, anatomy.tissue, axes=1)
     texture = sample_at(residual / max(float(means[2] - means[1]), 1e-3), there, "constant")
@@ -190,9 +188,7 @@ def bend_anatomy(anatomy: Anatomy, appearance: Appearance) -> tuple[NDArray[np.f
     return tissue * (outer / np.maximum(tissue.sum(0), 1e-6)), texture
 
 
-def lesion_shapes(
-    white: NDArray[np.bool_], spacing: Vector, lesions: tuple[Lesion, ...]
-) -> NDArray[np.bool_]:
+def lesion_shapes(white: NDArray[np.bool_], spacing: Vector, lesions: tuple[Lesion, ...]) -> NDArray[np.bool_]:
     """(X, Y, Z) bool: the lesions, never beyond ``white`` (the white-matter voxels)."""
     result = np.zeros(white.shape, dtype=bool)
     places = np.argwhere(white)
@@ -202,16 +198,13 @@ def lesion_shapes(
         centre = places[int(lesion.place * len(places))]
         reach = [int(np.ceil(1.6 * r / s)) for r, s in zip(lesion.radii, spacing, strict=True)]
         box = tuple(
-            slice(max(0, c - r), min(size, c + r + 1))
-            for c, r, size in zip(centre, reach, white.shape, strict=True)
+            slice(max(0, c - r), min(size, c + r + 1)) for c, r, size in zip(centre, reach, white.shape, strict=True)
         )
         result[box] |= _blob(lesion, box, centre, spacing)
     return result & white
 
 
-def _blob(
-    lesion: Lesion, box: tuple[slice, ...], centre: NDArray[np.int64], spacing: Vector
-) -> NDArray[np.bool_]:
+def _blob(lesion: Lesion, box: tuple[slice, ...], centre: NDArray[np.int64], spacing: Vector) -> NDArray[np.bool_]:
     axes = [
         (np.arange(part.start, part.stop) - c) * s / r
         for part, c, s, r in zip(box, centre, spacing, lesion.radii, strict=True)
@@ -240,11 +233,9 @@ def paint(
     return np.asarray(image, dtype=np.float32)
 
 
-def add_scanner(
-    image: NDArray[np.float32], inside: NDArray[np.bool_], appearance: Appearance
-) -> NDArray[np.float32]:
+def add_scanner(image: NDArray[np.float32], inside: NDArray[np.bool_], appearance: Appearance) -> NDArray[np.float32]:
     """What a scanner adds: uneven field, thick slices, gamma, Rician noise, units of its own."""
-    shape: Shape = image.shape  # type: ignore[assignment]
+    shape: Shape = image.shape
     image = np.where(inside, np.clip(image, 0.02, None), 0) * np.exp(smooth_field(appearance.bias, shape))
     image = thick_slices(image.astype(np.float32), appearance.slice_axis, appearance.slice_thickness)
     top = float(image.max()) or 1.0

@@ -29,7 +29,7 @@ _PRETRAINING, _TRAINING, _TEST = 0, 1, 2
 
 @dataclass(frozen=True)
 class Subject:
-    """One brain to write. ``label`` is None for an unlabelled one; paths are relative to the output folder."""
+    """One brain to write; ``label`` is None for an unlabelled one. Paths are relative to ``OUT``."""
 
     seed: tuple[int, int, int]
     image: Path
@@ -60,7 +60,7 @@ def list_subjects(size: DemoSize) -> list[Subject]:
 
 
 def write_data(out: Path, size: DemoSize, on_line: Callable[[str], None]) -> None:
-    """Write every scan, `dataset.json` and `subjects.json`; ``on_line`` is told about each finished scan."""
+    """Write every scan, ``dataset.json`` and ``subjects.json``; ``on_line`` is told about each finished scan."""
     anatomy = load_anatomy(size.resolution)
     subjects = list_subjects(size)
     write = partial(write_subject, out, anatomy)
@@ -94,9 +94,7 @@ def write_real_scan(source: Path, scans: Path, name: str) -> str:
     return path.name
 
 
-def _write_volume(
-    path: Path, volume: NDArray[np.float32] | NDArray[np.uint8], affine: NDArray[np.float64]
-) -> None:
+def _write_volume(path: Path, volume: NDArray[np.float32] | NDArray[np.uint8], affine: NDArray[np.float64]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(nibabel.Nifti1Image(volume, affine), path)
 

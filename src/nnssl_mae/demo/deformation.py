@@ -24,14 +24,12 @@ def spline_weights(points: int, size: int) -> NDArray[np.float32]:
     return np.asarray(weights, dtype=np.float32)
 
 
-def sample_at(
-    volume: NDArray[np.float32], coordinates: NDArray[np.float32], mode: str
-) -> NDArray[np.float32]:
+def sample_at(volume: NDArray[np.float32], coordinates: NDArray[np.float32], mode: str) -> NDArray[np.float32]:
     """Linear interpolation of (X, Y, Z) at (3, ...) voxel coordinates; ``mode`` says what lies outside."""
     return np.asarray(ndimage.map_coordinates(volume, coordinates, order=1, mode=mode), dtype=np.float32)
 
 
-def integrate(velocity: NDArray[np.float32], steps: int = 6) -> NDArray[np.float32]:
+def integrate(velocity: NDArray[np.float32], steps: int = 5) -> NDArray[np.float32]:
     """Displacement after following a still velocity field for one unit of time (scaling and squaring).
 
     Unlike a displacement drawn directly, the result has an inverse: tissue is stretched and squeezed, never

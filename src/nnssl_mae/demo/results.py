@@ -12,6 +12,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import torch
+from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
 from nnssl_mae.demo.data import LABELLED_FOLDER, UNLABELLED, UNLABELLED_NAME
@@ -64,7 +65,7 @@ class Curves:
 
 
 @dataclass(frozen=True)
-class TestCase:
+class HeldOutCase:
     """A held-out brain on one grid (X, Y, Z): the image, the truth, and each arm's prediction by title."""
 
     name: str
@@ -79,9 +80,7 @@ def read_reconstruction(out: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read: {error}; delete {out / 'stages'} and run the demo again"
-        ) from error
+        raise UserError(f"{path} cannot be read: {error}; delete {out / 'stages'} and run the demo again") from error
     return dict(content)
 
 
@@ -91,9 +90,7 @@ def read_pretraining_curves(out: Path) -> Curves:
     try:
         logged = torch.load(path, map_location="cpu", weights_only=True)["logging"]
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise UserError(
-            f"{path} cannot be read: {error}; delete {out / 'stages'} and run the demo again"
-        ) from error
+        raise UserError(f"{path} cannot be read: {error}; delete {out / 'stages'} and run the demo again") from error
     return Curves([float(v) for v in logged["train_losses"]], [float(v) for v in logged["val_losses"]], [])
 
 
@@ -116,32 +113,29 @@ def read_finetuning_curves(folder: Path) -> Curves:
 
 def _mean_of_numbers(text: str) -> float:
     """Mean of the numbers in '0.5' or '[np.float32(0.5), nan]', leaving nan out."""
-    numbers = [
-        float(n) for n in re.findall(r"(?:^|[\[(, ])(-?\d+(?:\.\d*)?(?:e-?\d+)?|nan)(?=$|[\]), ])", text)
-    ]
+    numbers = [float(n) for n in re.findall(r"(?:^|[\[(, ])(-?\d+(?:\.\d*)?(?:e-?\d+)?|nan)(?=$|[\]), ])", text)]
     numbers = [n for n in numbers if not math.isnan(n)]
     return sum(numbers) / len(numbers) if numbers else math.nan
 
 
-def newest_previews(out: Path, count: int) -> list[Path]:
-    """The last pictures that pre-training wrote, newest first."""
-    return sorted((out / PRETRAINED_FOLDER).glob("preview_*.png"), key=lambda p: (p.stat().st_mtime, p.name))[
-        ::-1
-    ][:count]
+def newest_preview(out: Path) -> Path:
+    """The last picture that pre-training drew."""
+    previews = sorted((out / PRETRAINED_FOLDER).glob("preview_*.png"), key=lambda p: (p.stat().st_mtime, p.name))
+    if not previews:
+        raise UserError(f"{out / PRETRAINED_FOLDER} holds no preview_*.png; run the demo again")
+    return previews[-1]
 
 
-def read_test_cases(out: Path) -> list[TestCase]:
+def read_test_cases(out: Path) -> list[HeldOutCase]:
     """All held-out brains with both predictions."""
     cases = []
     for path in sorted((out / TEST_IMAGES).glob("*_0000.nii.gz")):
         name = path.name.removesuffix("_0000.nii.gz")
         truth = read_labels(out / LABELLED_FOLDER / "labelsTs" / f"{name}.nii.gz")
         predictions = {arm.title: read_labels(out / arm.predictions / f"{name}.nii.gz") for arm in ARMS}
-        cases.append(TestCase(name, read_image(path), truth, predictions))
+        cases.append(HeldOutCase(name, read_image(path), truth, predictions))
     if not cases:
-        raise UserError(
-            f"{out / TEST_IMAGES} holds no images; delete {out / 'stages'} and run the demo again"
-        )
+        raise UserError(f"{out / TEST_IMAGES} holds no images; delete {out / 'stages'} and run the demo again")
     return cases
 
 
@@ -154,7 +148,7 @@ def read_image(path: Path) -> NDArray[np.float32]:
     """(X, Y, Z) float32 of a NIfTI file."""
     try:
         return np.asarray(nibabel.load(path).get_fdata(dtype=np.float32))
-    except (OSError, ValueError, nibabel.filebasedimages.ImageFileError) as error:
+    except (OSError, ValueError, ImageFileError) as error:
         raise UserError(f"{path} cannot be read: {error}; delete it and run the demo again") from error
 
 

@@ -169,16 +169,12 @@ def _work(
         log.write(f"$ {shlex.join(full)}\n")
         code = stream(resolve(full), out, environment, on_line)
         if code != 0:
-            raise _failure(
-                stage, log_file(out, stage), lines, f"`{shlex.join(full)}` ended with exit code {code}"
-            )
+            raise _failure(stage, log_file(out, stage), lines, f"`{shlex.join(full)}` ended with exit code {code}")
 
 
 def _failure(stage: Stage, log: Path, lines: Sequence[str], what: str) -> UserError:
     tail = "".join(f"\n  {line}" for line in lines)
-    return UserError(
-        f"The demonstration stopped in '{stage.title}': {what}. The whole output is in {log}.{tail}"
-    )
+    return UserError(f"The demonstration stopped in '{stage.title}': {what}. The whole output is in {log}.{tail}")
 
 
 def resolve(command: Command) -> list[str]:
@@ -190,13 +186,9 @@ def resolve(command: Command) -> list[str]:
     name, *arguments = command
     if name == "nnssl-mae":
         return [sys.executable, "-m", "nnssl_mae", *arguments]
-    if name == "python":
-        return [sys.executable, *arguments]
     program = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if program is None:
-        raise UserError(
-            f"The command {name} is not installed beside {sys.executable}; run pip install nnunetv2"
-        )
+        raise UserError(f"The command {name} is not installed beside {sys.executable}; run pip install nnunetv2")
     return [program, *arguments]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from nnssl_mae.demo.results import Labels, TestCase
+from nnssl_mae.demo.results import HeldOutCase, Labels
 
 VOTE = "label vote"
 
@@ -21,14 +21,12 @@ def dice(truth: Labels, predicted: Labels, label: int) -> float:
 
 def majority_vote(maps: Sequence[Labels]) -> Labels:
     """The most frequent label in each voxel; the smaller number wins a tie, so background always does."""
-    counts = np.stack(
-        [sum((m == label).astype(np.uint8) for m in maps) for label in range(int(np.max(maps)) + 1)]
-    )
+    counts = np.stack([sum((m == label).astype(np.uint8) for m in maps) for label in range(int(np.max(maps)) + 1)])
     return counts.argmax(0).astype(np.uint8)
 
 
 def score_cases(
-    cases: Sequence[TestCase], training: Sequence[Labels], labels: Sequence[int]
+    cases: Sequence[HeldOutCase], training: Sequence[Labels], labels: Sequence[int]
 ) -> dict[str, NDArray[np.float64]]:
     """Dice by method (both arms and the vote): (cases, labels), nan where it does not count."""
     vote = majority_vote(training)

@@ -45,12 +45,8 @@ def run_demo(out: Path, device: str, full: bool, console: Console) -> Path:
     stages = plan_stages(out, device, size)
     run_stages(stages, out, stage_environment(out, size.workers), console)
     records = {stage.title: read_record(out, stage) for stage in stages}
-    seconds = {
-        title: record.seconds for title, record in records.items() if record and record.seconds is not None
-    }
-    report = write_report(out, size, device, seconds)
-    console.print(f"Report: {report}", soft_wrap=True, highlight=False)
-    return report
+    seconds = {title: record.seconds for title, record in records.items() if record and record.seconds is not None}
+    return write_report(out, size, device, seconds)
 
 
 def _claim(out: Path) -> None:
@@ -59,13 +55,8 @@ def _claim(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not marker.is_file() and any(out.iterdir()):
-            raise UserError(
-                f"{out} holds other files; give a new folder with --out, or an earlier demonstration's"
-            )
-        if (
-            not marker.is_file()
-            or json.loads(marker.read_text(encoding="utf-8")).get("version") != __version__
-        ):
+            raise UserError(f"{out} holds other files; give a new folder with --out, or an earlier demonstration's")
+        if not marker.is_file() or json.loads(marker.read_text(encoding="utf-8")).get("version") != __version__:
             write_json(marker, {"what": "a demonstration of nnssl-mae", "version": __version__})
     except (OSError, ValueError) as error:
         raise UserError(f"{out} cannot be used: {error}; give another folder with --out") from error
@@ -182,6 +173,4 @@ def _predict_stage(device: str) -> Stage:
         )
         for arm in ARMS
     )
-    return Stage(
-        "6_predict", "Predict held-out brains", commands, makes=tuple(arm.predictions for arm in ARMS)
-    )
+    return Stage("6_predict", "Predict held-out brains", commands, makes=tuple(arm.predictions for arm in ARMS))

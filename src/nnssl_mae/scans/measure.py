@@ -13,7 +13,8 @@ from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor impo
 from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
-_INTENSITY_SAMPLES = 10_000  # a scan; only CT-like normalisation schemes would use them
+_INTENSITY_SAMPLES = 10_000_000  # of all scans together; only CT-like normalisation schemes would use them
+_INTENSITY_SAMPLES_A_SCAN = 10_000
 _STATISTICS = ("mean", "median", "std", "min", "max", "percentile_99_5", "percentile_00_5")
 
 
@@ -45,7 +46,12 @@ def header_problem(path: Path) -> str | None:
     return None
 
 
-def measure_scan(path: Path, reader_name: str) -> Measurement:
+def samples_a_scan(n_scans: int) -> int:
+    """Intensities to keep of each scan, so that those of 40,000 fit into memory."""
+    return max(1, min(_INTENSITY_SAMPLES_A_SCAN, _INTENSITY_SAMPLES // n_scans))
+
+
+def measure_scan(path: Path, reader_name: str, intensity_samples: int) -> Measurement:
     """Reads one scan with nnU-Net's reader; never raises for a bad scan, but reports it."""
     if problem := header_problem(path):
         return Measurement(path, problem)
@@ -59,7 +65,7 @@ def measure_scan(path: Path, reader_name: str) -> Measurement:
         return Measurement(path, "is constant: every voxel has the same value")
     cropped, foreground, _ = crop_to_nonzero(images, np.copy(images))
     intensities, _ = DatasetFingerprintExtractor.collect_foreground_intensities(
-        foreground, cropped, num_samples=_INTENSITY_SAMPLES
+        foreground, cropped, num_samples=intensity_samples
     )
     return Measurement(
         path,

@@ -29,7 +29,7 @@ from nnssl_mae.plans import CONFIGURATION, PRETRAINING_PLANS, describe_topology
 from nnssl_mae.recipes import Recipe
 from nnssl_mae.scans.cases import CaseRow, write_cases
 from nnssl_mae.scans.find import Scan, find_scans
-from nnssl_mae.scans.measure import Measurement, fingerprint, measure_scan
+from nnssl_mae.scans.measure import Measurement, fingerprint, measure_scan, samples_a_scan
 from nnssl_mae.scans.planning import READERS, dataset_json, plan_unlabelled, topology_note
 from nnssl_mae.scans.storage import ENDING, open_volume, write_volume
 
@@ -101,7 +101,7 @@ def _usable(
 ) -> tuple[list[Scan], list[Measurement]]:
     """The scans that can be used and their measurements, in the order of ``scans``."""
     by_path = {scan.path: scan for scan in scans}
-    measure = partial(measure_scan, reader_name=reader)
+    measure = partial(measure_scan, reader_name=reader, intensity_samples=samples_a_scan(len(by_path)))
     found = {m.path: m for m in _in_parallel(measure, list(by_path), workers, "Checking scans", console)}
     bad = [m for path in by_path if (m := found[path]).problem]
     listing = "\n".join(f"  {m.path} {m.problem}" for m in bad[:_SHOWN_PROBLEMS])

@@ -70,6 +70,12 @@ class nnUNetTrainerMAEFinetune(nnUNetTrainer):
 
     def initialize(self) -> None:
         """As stock; remembers the initial weights to notice when something else replaces them."""
+        if not Path(self.preprocessed_dataset_folder).is_dir():
+            raise UserError(
+                f"{self.preprocessed_dataset_folder} is missing; preprocess first: nnUNetv2_preprocess "
+                f"-d {self.plans_manager.dataset_name[7:10]} -plans_name {self.plans_manager.plans_name} "
+                f"-c {self.configuration_name}"
+            )
         super().initialize()
         self._initial_weights = _summary(self.network)
 

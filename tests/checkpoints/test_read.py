@@ -1,0 +1,69 @@
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from nnssl_mae.checkpoints.read import read_checkpoint
+from nnssl_mae.errors import UserError
+
+
+def test_own_checkpoint(pretrained: Path) -> None:
+    checkpoint = read_checkpoint(pretrained)
+    assert checkpoint.channels == 1
+    assert checkpoint.data["spacing"] == [4.0, 4.0, 4.0]
+    assert checkpoint.origin["recipe"] == "tiny"
+    assert len(checkpoint.origin["sha256"]) == 64
+
+
+class Bomb:
+    def __reduce__(self):
+        return Path.touch, (Path("exploded"),)
+
+
+def test_hostile_files_are_refused_and_never_executed(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"network_weights": Bomb()}, "torch.pth")
+    Path("pickle.pth").write_bytes(pickle.dumps(Bomb()))
+    for name in ("torch.pth", "pickle.pth"):
+        with pytest.raises(UserError, match=f"{name} is not a checkpoint that can be read safely"):
+            read_checkpoint(Path(name))
+    assert not Path("exploded").exists()
+
+
+def test_files_that_are_no_checkpoint(tmp_path) -> None:
+    text = tmp_path / "text.pth"
+    text.write_text("hello")
+    with pytest.raises(UserError, match="not a checkpoint"):
+        read_checkpoint(text)
+    with pytest.raises(UserError, match="does not exist"):
+        read_checkpoint(tmp_path / "nowhere.pth")
+    torch.save([1], tmp_path / "list.pth")
+    with pytest.raises(UserError, match="holds a list"):
+        read_checkpoint(tmp_path / "list.pth")
+    torch.save({"network_weights": {}}, tmp_path / "plain.pth")
+    with pytest.raises(UserError, match="no description of the pre-training"):
+        read_checkpoint(tmp_path / "plain.pth")
+
+
+@pytest.mark.parametrize("name", ["os.system", "torch.nn.modules.conv.Conv3d.__init__", "torch.hub.load"])
+def test_a_description_cannot_name_foreign_classes(pretrained, tmp_path, name: str) -> None:
+    """nnU-Net imports the classes that plans name, so a description could call anything."""
+    content = torch.load(pretrained, weights_only=True)
+    content["nnssl_adaptation_plan"]["architecture_plans"]["arch_kwargs"]["norm_op"] = name
+    torch.save(content, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match=r"not a class of torch\.nn"):
+        read_checkpoint(tmp_path / "evil.pth")
+
+
+def test_damaged_descriptions_and_newer_schemas(pretrained, tmp_path) -> None:
+    content = torch.load(pretrained, weights_only=True)
+    content["nnssl_mae"]["schema"] = 99
+    torch.save(content, tmp_path / "new.pth")
+    with pytest.raises(UserError, match="newer nnssl_mae"):
+        read_checkpoint(tmp_path / "new.pth")
+    content["nnssl_mae"]["schema"] = 1
+    del content["nnssl_adaptation_plan"]["pretrain_plan"]
+    torch.save(content, tmp_path / "damaged.pth")
+    with pytest.raises(UserError, match="damaged description"):
+        read_checkpoint(tmp_path / "damaged.pth")

@@ -1,0 +1,143 @@
+"""The whole path through the real commands, as subprocesses, on tiny volumes with real anatomy.
+
+Nothing is mocked. A new process each time, with nnU-Net's three folders set and nothing else of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tests.conftest import TINY_RECIPE
+from tests.tiny_scans import write_labelled, write_unlabelled
+
+pytestmark = pytest.mark.end_to_end
+_BIN = Path(sysconfig.get_path("scripts"))
+_MODEL = "3d_fullres_mae"
+
+
+class Shell:
+    """Runs commands in an environment with nnU-Net's folders below one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {key: value for key, value in os.environ.items() if not key.startswith("nnUNet")}
+        self.environment |= {f"nnUNet_{name}": str(folder / name) for name in ("raw", "preprocessed", "results")}
+        self.environment |= {"nnUNet_def_n_proc": "2", "nnUNet_n_proc_DA": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
+    def start(self, command: str, *arguments: object, python: Path | None = None) -> subprocess.Popen[str]:
+        program = [str(python), command] if python else [str(_BIN / command)]
+        return subprocess.Popen(
+            [*program, *map(str, arguments)],
+            env=self.environment,
+            cwd=self.folder,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def fails(self, *command: object, **options: Path) -> str:
+        process = self.start(*command, **options)
+        output = process.communicate()[0]
+        assert process.returncode != 0, output
+        return output
+
+    def __call__(self, *command: object, **options: Path) -> str:
+        process = self.start(*command, **options)
+        output = process.communicate()[0]
+        assert process.returncode == 0, f"{command}\n{output}"
+        return output
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    folder = tmp_path_factory.mktemp("path")
+    write_unlabelled(folder / "scans", count=8)
+    write_labelled(folder / "raw", 4, "Tiny", count=5, tests=2)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY_RECIPE))
+    return Shell(folder)
+
+
+def test_from_scans_to_segmentations(shell: Shell, tmp_path: Path) -> None:
+    folder = shell.folder
+    out = shell("nnssl-mae", "prepare", folder / "scans", "-d", 900, "-n", "Brains", "--recipe", "tiny.yaml",
+                "--spacing", 4, 4, 4, "-np", 2)  # fmt: skip
+    assert "nnUNetv2_train 900 3d_fullres_mae all -tr nnUNetTrainerMAE -p nnsslMAEPlans" in out
+
+    pretraining = folder / "results" / "Dataset900_Brains" / "nnUNetTrainerMAE__nnsslMAEPlans__3d_fullres_mae"
+    killed_in_the_middle_and_continued(shell, pretraining / "fold_all")
+    two_processes_train_together(shell, pretraining / "fold_0")
+
+    checkpoint = pretraining / "fold_all" / "checkpoint_final.pth"
+    out = shell("nnssl-mae", "adapt", checkpoint, "-d", 4, "-n", "Treatment", "--epochs", 2, "--iterations", 2)
+    # The commands that adapt prints are the ones that work.
+    assert "nnUNetv2_preprocess -d 4 -plans_name Treatment -c 3d_fullres_mae" in out
+    assert "nnUNetv2_train 4 3d_fullres_mae 0 -tr nnUNetTrainerMAEFinetune -p Treatment" in out
+    shell("nnUNetv2_preprocess", "-d", 4, "-plans_name", "Treatment", "-c", _MODEL, "-np", 2)
+    train = ("nnUNetv2_train", 4, _MODEL, 0, "-tr", "nnUNetTrainerMAEFinetune", "-p", "Treatment", "-device", "cpu")
+    assert "Leave -pretrained_weights out" in shell.fails(*train, "-pretrained_weights", checkpoint)
+    out = shell(*train)
+    assert "Pre-trained weights: encoder of recipe 'tiny' after 3 epochs" in out
+    assert "Mean Validation Dice" in out
+
+    predicts_with_and_without_our_package(shell, tmp_path)
+
+
+def killed_in_the_middle_and_continued(shell: Shell, fold: Path) -> None:
+    train = ("nnUNetv2_train", 900, _MODEL, "all", "-tr", "nnUNetTrainerMAE", "-p", "nnsslMAEPlans", "-device", "cpu")
+    process = shell.start(*train)
+    deadline = time.monotonic() + 120
+    while not (fold / "checkpoint_latest.pth").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    output = process.communicate()[0]
+    assert (fold / "checkpoint_latest.pth").exists(), output
+    assert not (fold / "checkpoint_final.pth").exists()
+    out = shell(*train, "--c")
+    assert "Epoch 0" not in out
+    assert "Training done." in out
+    assert torch.load(fold / "checkpoint_final.pth", weights_only=True)["current_epoch"] == 3
+    assert json.loads((fold / "validation" / "summary.json").read_text())["cases"] == 5
+    assert (fold / "preview_epoch_0003.png").stat().st_size > 10_000
+
+
+def two_processes_train_together(shell: Shell, fold: Path) -> None:
+    out = shell("torchrun", "--nproc-per-node", 2, "-m", "nnssl_mae", "pretrain", "--device", "cpu", "-d", 900, "-f", 0)
+    assert "worker 0 batch_size 1" in out
+    assert "worker 1 batch_size 1" in out
+    assert out.count("Training done.") == 1
+    content = torch.load(fold / "checkpoint_final.pth", weights_only=True)
+    assert not [name for name in content["network_weights"] if name.startswith("module.")]
+
+
+def predicts_with_and_without_our_package(shell: Shell, tmp_path: Path) -> None:
+    images = shell.folder / "raw" / "Dataset004_Tiny" / "imagesTs"
+    arguments = ("-d", 4, "-i", images, "-c", _MODEL, "-tr", "nnUNetTrainerMAEFinetune", "-p", "Treatment",
+                 "-f", 0, "-device", "cpu", "--disable_tta")  # fmt: skip
+    shell("nnUNetv2_predict", *arguments, "-o", tmp_path / "with")
+
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
+    python = next((tmp_path / "bare").glob("bin/python"))
+    site = next((tmp_path / "bare").glob("lib/python*/site-packages"))
+    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    shell.fails("-c", "import nnssl_mae", python=python)
+    predict = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point; predict_entry_point()"
+    shell("-c", predict, *arguments, "-o", tmp_path / "without", python=python)
+
+    for case in ("case200", "case201"):
+        one, other = (np.asarray(nibabel.load(tmp_path / d / f"{case}.nii.gz").dataobj) for d in ("with", "without"))
+        truth = nibabel.load(images / f"{case}_0000.nii.gz")
+        assert one.shape == truth.shape
+        assert np.array_equal(one, other)

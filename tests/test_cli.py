@@ -1,0 +1,128 @@
+"""Bad input at the command line: a sentence on stderr, exit code 2, nothing half-written."""
+
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from nnssl_mae import __version__, cli
+from tests.tiny_scans import tiny_scan
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs ``nnssl-mae`` in this process; returns exit code, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["nnssl-mae", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_info:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(exit_info.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def test_version_and_help(command) -> None:
+    assert command("--version") == (0, f"{__version__}\n", "")
+    code, out, _ = command("--help")
+    assert code == 0
+    for verb in ("doctor", "prepare", "pretrain", "adapt", "demo"):
+        assert verb in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["a", "--spacing", "1", "1", "1", "-d", "5"], ["a", "--spacing", "1 1 1", "-d", "5"]),
+        (["--spacing", "native", "a"], ["--spacing", "native", "a"]),
+        (["--patch", "160", "160", "160", "7"], ["--patch", "160 160 160", "7"]),
+        (["--patch", "planner", "--spacing", ".5", "1e0", "2"], ["--patch", "planner", "--spacing", ".5 1e0 2"]),
+        (["--spacing"], ["--spacing"]),
+    ],
+)
+def test_three_numbers_after_an_option_need_no_quotes(arguments: list[str], expected: list[str]) -> None:
+    assert cli.join_numbers(arguments) == expected
+
+
+@pytest.fixture
+def bad_scans(tmp_path: Path) -> Path:
+    folder = tmp_path / "bad"
+    for name in ("empty", "text", "2d", "4d", "good"):
+        (folder / name).mkdir(parents=True)
+    volume = np.asarray(tiny_scan(0)[0].dataobj)
+    (folder / "text" / "x.nii.gz").write_text("text")
+    nibabel.save(nibabel.Nifti1Image(volume[0], np.eye(4)), folder / "2d" / "x.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(np.stack([volume] * 2, -1), np.eye(4)), folder / "4d" / "x.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), folder / "good" / "x.nii.gz")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "sentence"),
+    [
+        ("missing", [], "missing does not exist"),
+        ("empty", [], "holds no NIfTI file"),
+        ("text", [], "is not a readable NIfTI file"),
+        ("2d", [], "has 2 dimensions"),
+        ("4d", [], "has 4 dimensions"),
+        ("good", ["-d", "0"], "Dataset number 0 is not possible"),
+        ("good", ["-n", "a b"], "Dataset name 'a b' is not possible"),
+        ("good", ["--recipe", "mea"], "did you mean 'mae'"),
+        ("good", ["--spacing", "1", "1"], "--spacing 1 1 is not possible"),
+        ("good", ["--spacing", "0", "1", "1"], "must be positive"),
+        ("good", ["--patch", "big"], "--patch big is not possible"),
+        ("good", ["--recipe", "smoke", "--patch", "33", "33", "33"], "the nearest patch that fits is --patch 32 32 32"),
+        ("good", ["--batch", "0"], "network.batch_size"),
+    ],
+)
+def test_prepare_refuses(command, nnunet_folders, bad_scans, source, options, sentence) -> None:
+    defaults = {"-d": "900", "-n": "Brains", "--recipe": "smoke", "-np": "1"}
+    given = [part for key, value in defaults.items() if key not in options for part in (key, value)]
+    code, _, err = command("prepare", bad_scans / source, *given, *options)
+    assert code == 2
+    assert sentence in err
+    assert err.startswith("nnssl-mae: ")
+    assert "Traceback" not in err
+    assert list((nnunet_folders / "preprocessed").iterdir()) == []
+
+
+def test_prepare_refuses_a_number_in_use_and_unset_folders(command, prepared, bad_scans, monkeypatch) -> None:
+    code, _, err = command("prepare", bad_scans / "good", "-d", "900", "-n", "Other", "--recipe", "smoke")
+    assert (code, "in use by Dataset900_Brains" in err) == (2, True)
+    monkeypatch.delenv("nnUNet_preprocessed")
+    code, _, err = command("prepare", bad_scans / "good", "-d", "901", "-n", "Other", "--recipe", "smoke")
+    assert (code, "nnUNet_preprocessed is not set" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["nowhere.pth", "-d", "900"], "nowhere.pth does not exist"),
+        (["text.pth", "-d", "900"], "not a checkpoint that can be read safely"),
+        (["text.pth", "-d", "900", "--transfer", "half"], "--transfer half is not possible"),
+        (["text.pth", "-d", "900", "--epochs", "1"], "does not fit into 1 epochs"),
+    ],
+)
+def test_adapt_refuses(command, nnunet_folders, tmp_path, monkeypatch, arguments, sentence) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.pth").write_text("text")
+    code, _, err = command("adapt", *arguments)
+    assert (code, sentence in err, "Traceback" in err) == (2, True, False)
+    assert list((nnunet_folders / "preprocessed").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["-d", "77", "--device", "cpu"], "no dataset 77"),
+        (["-d", "900", "--device", "cpu", "-p", "otherPlans"], "no plans 'otherPlans'"),
+        (["-d", "900", "--device", "cpu", "-f", "every"], "--fold every is not possible"),
+        (["-d", "900", "--device", "tpu"], "--device tpu is not possible"),
+    ],
+)
+def test_pretrain_refuses(command, prepared, arguments, sentence) -> None:
+    code, _, err = command("pretrain", *arguments)
+    assert (code, sentence in err, "Traceback" in err) == (2, True, False)
