@@ -36,6 +36,16 @@ TINY_RECIPE = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what needs a GPU where there is none, with the reason."""
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU; none here"))
+
+
 @pytest.fixture
 def tiny_recipe() -> Recipe:
     """Two samples of 32^3 voxels at 4 mm, a network of three small stages."""

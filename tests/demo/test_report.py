@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from nnssl_mae.demo.data import LABELLED_FOLDER, SCANS, list_subjects, write_real_scan
 from nnssl_mae.demo.pictures import telling_slice
 from nnssl_mae.demo.report import write_report
-from nnssl_mae.demo.results import ARMS, PRETRAINED, PRETRAINED_FOLDER, SCRATCH, read_finetuning_curves
+from nnssl_mae.demo.results import ARMS, CONFIGURATION, PRETRAINED, PRETRAINED_FOLDER, SCRATCH, read_finetuning_curves
 from nnssl_mae.demo.scores import dice, label_means, majority_vote, overall_mean
 from nnssl_mae.demo.size import FULL, SMALL
 from nnssl_mae.errors import UserError
@@ -55,6 +55,7 @@ def finished(tmp_path: Path) -> Path:
     for arm in ARMS:
         (tmp_path / arm.results).mkdir(parents=True)
         write_log(tmp_path / arm.results / "training_log_1.txt", 3)
+        write_plans(tmp_path / arm.results.parent / "plans.json")
     pretraining = tmp_path / PRETRAINED_FOLDER
     (pretraining / "validation").mkdir(parents=True)
     summary = {"val_loss": 0.2, "psnr": 20.0, "ssim": math.nan, "r2": 0.4567, "cases": 5}
@@ -63,6 +64,11 @@ def finished(tmp_path: Path) -> Path:
     torch.save({"logging": logged}, pretraining / "checkpoint_final.pth")
     Figure(figsize=(1, 1)).savefig(pretraining / "preview_epoch_0002.png")
     return tmp_path
+
+
+def write_plans(path: Path) -> None:
+    recipe = {"epochs": 3, "iterations": 2, "schedule": "warmup", "warmup_epochs": 1, "peak_learning_rate": 0.5}
+    path.write_text(json.dumps({"configurations": {CONFIGURATION: {"nnssl_mae": {"recipe": recipe}}}}))
 
 
 def write_log(path: Path, epochs: int, first: int = 0, loss: float = 0.5) -> None:
@@ -127,6 +133,7 @@ def test_report_tells_what_happened(finished: Path) -> None:
     assert f"{PRETRAINED.title} is ahead in 0 of 2 cases" in text
     assert re.search(r"minus from scratch, is -0\.2\d\d", text)
     assert "<td>label vote</td>" in text
+    assert "3 epochs of 2 steps" in text and "highest learning rate 0.5" in text
     assert sorted(p.stem for p in (finished / "pictures").glob("*.png")) == [
         "brains",
         "dice",

@@ -21,44 +21,11 @@ import torch
 import yaml
 
 from tests.conftest import TINY_RECIPE
+from tests.end_to_end.shell import Shell
 from tests.tiny_scans import write_labelled, write_unlabelled
 
 pytestmark = pytest.mark.end_to_end
-_BIN = Path(sysconfig.get_path("scripts"))
 _MODEL = "3d_fullres_mae"
-
-
-class Shell:
-    """Runs commands in an environment with nnU-Net's folders below one folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.environment = {key: value for key, value in os.environ.items() if not key.startswith("nnUNet")}
-        self.environment |= {f"nnUNet_{name}": str(folder / name) for name in ("raw", "preprocessed", "results")}
-        self.environment |= {"nnUNet_def_n_proc": "2", "nnUNet_n_proc_DA": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-
-    def start(self, command: str, *arguments: object, python: Path | None = None) -> subprocess.Popen[str]:
-        program = [str(python), command] if python else [str(_BIN / command)]
-        return subprocess.Popen(
-            [*program, *map(str, arguments)],
-            env=self.environment,
-            cwd=self.folder,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-
-    def fails(self, *command: object, **options: Path) -> str:
-        process = self.start(*command, **options)
-        output = process.communicate()[0]
-        assert process.returncode != 0, output
-        return output
-
-    def __call__(self, *command: object, **options: Path) -> str:
-        process = self.start(*command, **options)
-        output = process.communicate()[0]
-        assert process.returncode == 0, f"{command}\n{output}"
-        return output
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +68,7 @@ def killed_in_the_middle_and_continued(shell: Shell, fold: Path) -> None:
     deadline = time.monotonic() + 120
     while not (fold / "checkpoint_latest.pth").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
+    os.killpg(process.pid, signal.SIGKILL)
     output = process.communicate()[0]
     assert (fold / "checkpoint_latest.pth").exists(), output
     assert not (fold / "checkpoint_final.pth").exists()

@@ -11,11 +11,17 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnssl_mae.plans import CONFIGURATION
 
 
-def make_trainer(kind: type[nnUNetTrainer], dataset: Path, plans_name: str, fold: int | str = "all") -> nnUNetTrainer:
-    """A trainer on CPU for plans in a preprocessed dataset folder."""
+def make_trainer(
+    kind: type[nnUNetTrainer],
+    dataset: Path,
+    plans_name: str,
+    fold: int | str = "all",
+    device: torch.device = torch.device("cpu"),
+) -> nnUNetTrainer:
+    """A trainer for plans in a preprocessed dataset folder."""
     plans = json.loads((dataset / f"{plans_name}.json").read_text()) | {"continue_training": False}
     dataset_json = json.loads((dataset / "dataset.json").read_text())
-    return kind(plans, CONFIGURATION, fold, dataset_json, torch.device("cpu"))
+    return kind(plans, CONFIGURATION, fold, dataset_json, device)
 
 
 def weights(trainer: nnUNetTrainer) -> dict[str, torch.Tensor]:

@@ -27,6 +27,7 @@ from nnssl_mae.demo.results import (
     read_image,
     read_pretraining_curves,
     read_reconstruction,
+    read_schedule,
     read_test_cases,
     read_training_labels,
 )
@@ -40,7 +41,7 @@ _SHOWN_CASES = 4
 _LABELS = [label for label in LABEL_NAMES if label > 0]
 _METHODS = {
     PRETRAINED.title: "fine-tuned from the pre-trained checkpoint",
-    SCRATCH.title: "the control: same network, same data, same schedule, random start",
+    SCRATCH.title: "the control: same network, data and number of steps, random start, nnU-Net's own schedule",
     VOTE: "the floor: the majority vote of the training label maps, which never sees an image",
 }
 
@@ -54,12 +55,14 @@ class Outcome:
         cases: names of the held-out cases.
         scores: Dice by method, (cases, labels), nan where a label is neither in the truth nor predicted.
         reconstruction: pre-training's own validation (r2, psnr, ssim, val_loss, cases).
+        schedules: how each arm was fine-tuned, in words.
     """
 
     training: int
     cases: list[str]
     scores: dict[str, NDArray[np.float64]]
     reconstruction: dict[str, Any]
+    schedules: dict[str, str]
 
 
 def write_report(out: Path, size: DemoSize, device: str, seconds: Mapping[str, float]) -> Path:
@@ -80,7 +83,9 @@ def write_report(out: Path, size: DemoSize, device: str, seconds: Mapping[str, f
     cases = read_test_cases(out)
     training = read_training_labels(out)
     scores = score_cases(cases, training, _LABELS)
-    outcome = Outcome(len(training), [case.name for case in cases], scores, read_reconstruction(out))
+    schedules = {arm.title: read_schedule(out, arm) for arm in ARMS}
+    names = [case.name for case in cases]
+    outcome = Outcome(len(training), names, scores, read_reconstruction(out), schedules)
     pictures = out / "pictures"
     pictures.mkdir(exist_ok=True)
     finetuning = {arm.title: read_finetuning_curves(out / arm.results) for arm in ARMS}
@@ -137,7 +142,7 @@ def _page(outcome: Outcome, size: DemoSize, device: str, seconds: Mapping[str, f
             page.picture(figure["segmentations"], "The slice with most lesion of each held-out brain."),
         ),
         page.section("Dice", _dice_tables(outcome) + page.picture(figure["dice"], "A dot is a held-out brain.")),
-        page.section("How it was made", _about_run(size, device, seconds)),
+        page.section("How it was made", _about_run(outcome, size, device, seconds)),
     ]
     return page.document("nnssl_mae demonstration", sections)
 
@@ -233,11 +238,12 @@ def _cell(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else "–"
 
 
-def _about_run(size: DemoSize, device: str, seconds: Mapping[str, float]) -> str:
+def _about_run(outcome: Outcome, size: DemoSize, device: str, seconds: Mapping[str, float]) -> str:
     facts = [
         f"nnssl_mae {__version__}, device {device}, recipe {size.recipe}.",
-        f"Fine-tuning of both arms: {size.epochs} epochs of {size.iterations} steps. Seeds, schedules and sizes "
-        "were fixed before the first run and are the same for both arms.",
+        *(f"Fine-tuning, {title}: {schedule}." for title, schedule in outcome.schedules.items()),
+        "Seeds, schedules and sizes were fixed before the first run. Each arm keeps the schedule meant for it "
+        "(warm-up for transferred weights, nnU-Net's own from scratch), so the arms differ in start and schedule.",
         "Every step ran a public command; what each printed lies in the folder logs.",
     ]
     rows: Sequence[Sequence[str]] = [[title, f"{value:.0f} s"] for title, value in seconds.items()]

@@ -84,6 +84,20 @@ def read_reconstruction(out: Path) -> dict[str, Any]:
     return dict(content)
 
 
+def read_schedule(out: Path, arm: Arm) -> str:
+    """How an arm was fine-tuned, in words, from the plans that nnU-Net archived with its results."""
+    path = out / arm.results.parent / "plans.json"
+    try:
+        plans = json.loads(path.read_text(encoding="utf-8"))
+        recipe = plans["configurations"][CONFIGURATION]["nnssl_mae"]["recipe"]
+        return (
+            f"{recipe['epochs']} epochs of {recipe['iterations']} steps, schedule '{recipe['schedule']}', "
+            f"{recipe['warmup_epochs']} epochs of warm-up, highest learning rate {recipe['peak_learning_rate']}"
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read: {error!r}; run the demo again") from error
+
+
 def read_pretraining_curves(out: Path) -> Curves:
     """From the final checkpoint, without unpickling anything but tensors and plain values."""
     path = out / PRETRAINED_FOLDER / "checkpoint_final.pth"

@@ -34,7 +34,7 @@ class DemoSize:
     """Fewest and most lesions of a labelled brain."""
 
 
-# These numbers were fixed before the first run. Both arms share them, and nothing is tuned towards the pre-
-# trained model beating the one from scratch: the report shows whatever comes out.
+# These numbers were fixed before the first run. Both arms share them, and nothing is tuned towards the
+# pre-trained model beating the one from scratch: the report shows whatever comes out.
 SMALL = DemoSize("small", 2, "demo", unlabelled=24, training=3, test=4, epochs=20, iterations=20, workers=2)
 FULL = DemoSize("full", 1, "demo_full", unlabelled=200, training=10, test=20, epochs=100, iterations=100, workers=8)

@@ -136,7 +136,7 @@ def validation_stream(batches: ValidationBatches, workers: int, pin_memory: bool
     return BatchStream(batches, _Steps(forever), workers, pin_memory)
 
 
-def _unchanged(batch: Batch) -> Batch:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 

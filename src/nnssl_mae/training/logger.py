@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -9,6 +10,18 @@ from nnunetv2.training.logging.nnunet_logger import LocalLogger, MetaLogger
 
 METRICS = ("psnr", "ssim", "r2")
 _KEYS = ("train_losses", "val_losses", *METRICS, "lrs", "epoch_start_timestamps", "epoch_end_timestamps")
+
+
+_WANDB_PRIVACY = {"WANDB_X_DISABLE_META": "true", "WANDB_CONSOLE": "off", "WANDB_DISABLE_CODE": "true"}
+
+
+def keep_paths_out_of_wandb() -> None:
+    """Stops Weights & Biases from uploading the folder, the program and the console, which name paths and hosts.
+
+    Call before nnU-Net opens the run; what the user set already stays.
+    """
+    for name, value in _WANDB_PRIVACY.items():
+        os.environ.setdefault(name, value)
 
 
 class PretrainingLogger(MetaLogger):

@@ -39,7 +39,7 @@ from nnssl_mae.patches.splits import hold_out_by_subject
 from nnssl_mae.plans import read_block
 from nnssl_mae.recipes import PLANS_SCHEMA, parse_recipe
 from nnssl_mae.scans.cases import read_cases
-from nnssl_mae.training.logger import METRICS, PretrainingLogger
+from nnssl_mae.training.logger import METRICS, PretrainingLogger, keep_paths_out_of_wandb
 from nnssl_mae.training.state import bare_network, training_state, write_checkpoint
 
 _PREVIEW_CASES = 3
@@ -62,6 +62,7 @@ class nnUNetTrainerMAE(nnUNetTrainer):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),
     ) -> None:
+        keep_paths_out_of_wandb()
         super().__init__(plans, configuration, fold, dataset_json, device)
         block = read_block(self.configuration_manager.configuration, "pretrain", self.plans_manager.plans_name)
         self.recipe = parse_recipe(block["recipe"], source=f"in the plans {self.plans_manager.plans_name}")

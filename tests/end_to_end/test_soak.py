@@ -1,0 +1,108 @@
+"""Second tier: killed again and again at any moment, and still the same result. Also the whole demonstration."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from nnssl_mae.scans.storage import open_volume
+from tests.conftest import TINY_RECIPE
+from tests.end_to_end.shell import Shell
+from tests.tiny_scans import write_labelled, write_unlabelled
+
+pytestmark = [pytest.mark.soak, pytest.mark.end_to_end]
+_TRAIN = ("nnUNetv2_train", 900, "3d_fullres_mae", "all", "-tr", "nnUNetTrainerMAE", "-p", "nnsslMAEPlans",
+          "-device", "cpu")  # fmt: skip
+
+
+def shell_in(folder: Path) -> Shell:
+    folder.mkdir()
+    write_unlabelled(folder / "scans", count=12)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY_RECIPE))
+    return Shell(folder)
+
+
+def prepare(shell: Shell) -> tuple[object, ...]:
+    return ("nnssl-mae", "prepare", "scans", "-d", 900, "-n", "Brains", "--recipe", "tiny.yaml", "-np", 2)
+
+
+def until_it_succeeds(shell: Shell, command: tuple[object, ...], seconds: tuple[float, float], kills: int) -> int:
+    """Runs a command, killing it and its workers ``kills`` times; returns how many kills met a running process."""
+    rng, met = random.Random(0), 0
+    for _ in range(kills):
+        process = shell.start(*command)  # type: ignore[arg-type]
+        try:
+            assert process.wait(rng.uniform(*seconds)) == 0, process.communicate()[0]
+            return met
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            met += 1
+    shell(*command)  # type: ignore[arg-type]
+    return met
+
+
+def test_prepare_killed_again_and_again_gives_the_same_dataset(tmp_path: Path) -> None:
+    whole, broken = shell_in(tmp_path / "whole"), shell_in(tmp_path / "broken")
+    whole(*prepare(whole))
+    assert until_it_succeeds(broken, prepare(broken), (4, 14), kills=6) >= 2
+    one, other = (shell.folder / "preprocessed" / "Dataset900_Brains" for shell in (whole, broken))
+    names = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
+    assert names == sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file())
+    for name in names:
+        if name.suffix == ".b2nd":
+            assert np.array_equal(open_volume(one / name)[:], open_volume(other / name)[:])
+        elif name.suffix == ".json":
+            assert json.loads((one / name).read_text()) == json.loads((other / name).read_text())
+    assert [path.name for path in other.parent.iterdir()] == [other.name]
+
+
+def test_pretraining_killed_again_and_again_gives_the_same_weights(tmp_path: Path) -> None:
+    whole, broken = shell_in(tmp_path / "whole"), shell_in(tmp_path / "broken")
+    for shell in (whole, broken):
+        shell(*prepare(shell))
+    whole(*_TRAIN)
+    assert until_it_succeeds(broken, (*_TRAIN, "--c"), (8, 20), kills=8) >= 1
+    fold = Path("results", "Dataset900_Brains", "nnUNetTrainerMAE__nnsslMAEPlans__3d_fullres_mae", "fold_all")
+    one, other = (
+        torch.load(shell.folder / fold / "checkpoint_final.pth", weights_only=True)["network_weights"]
+        for shell in (whole, broken)
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_stock_trainer_with_pretrained_weights(tmp_path: Path) -> None:
+    shell = shell_in(tmp_path / "stock")
+    write_labelled(shell.folder / "raw", 4, "Tiny", count=5)
+    shell(*prepare(shell))
+    shell(*_TRAIN)
+    fold = (
+        shell.folder / "results" / "Dataset900_Brains" / "nnUNetTrainerMAE__nnsslMAEPlans__3d_fullres_mae" / "fold_all"
+    )
+    checkpoint = fold / "checkpoint_final.pth"
+    shell("nnssl-mae", "adapt", checkpoint, "-d", 4, "-n", "Plain", "--from-scratch")
+    shell("nnUNetv2_preprocess", "-d", 4, "-plans_name", "Plain", "-c", "3d_fullres_mae", "-np", 2)
+    out = shell("nnUNetv2_train", 4, "3d_fullres_mae", 0, "-tr", "nnUNetTrainer_1epoch", "-p", "Plain",
+                "-device", "cpu", "-pretrained_weights", checkpoint)  # fmt: skip
+    assert "Loading pretrained weights from file" in out
+    assert "Mean Validation Dice" in out
+
+
+def test_the_demonstration_and_its_second_run(tmp_path: Path) -> None:
+    shell = Shell(tmp_path)
+    shell("nnssl-mae", "demo", "--out", tmp_path / "demo")
+    report = tmp_path / "demo" / "report.html"
+    assert "too small to judge the benefit" in report.read_text()
+    checkpoint = next((tmp_path / "demo").rglob("fold_all/checkpoint_final.pth"))
+    written = checkpoint.stat().st_mtime_ns
+    shell("nnssl-mae", "demo", "--out", tmp_path / "demo")
+    assert checkpoint.stat().st_mtime_ns == written
