@@ -103,7 +103,7 @@ def test_prepare_refuses_a_number_in_use_and_unset_folders(command, prepared, ba
         (["nowhere.pth", "-d", "900"], "nowhere.pth does not exist"),
         (["text.pth", "-d", "900"], "not a checkpoint that can be read safely"),
         (["text.pth", "-d", "900", "--transfer", "half"], "--transfer half is not possible"),
-        (["text.pth", "-d", "900", "--epochs", "1"], "does not fit into 1 epochs"),
+        (["text.pth", "-d", "900", "--epochs", "1"], "needs more than 1 epochs"),
     ],
 )
 def test_adapt_refuses(command, nnunet_folders, tmp_path, monkeypatch, arguments, sentence) -> None:

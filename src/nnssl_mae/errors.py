@@ -1,4 +1,4 @@
-"""The one exception whose message is written for the user."""
+"""Exceptions whose message is written for the user."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line prints it as one sentence on stderr and exits with code 2.
     """
+
+
+class ResumableError(UserError):
+    """Not the input but the machine failed (memory, disk): what is done stays, and the same command continues."""

@@ -160,7 +160,7 @@ class FinetuneRecipe(_Frozen):
     @model_validator(mode="after")
     def _warmup_fits(self) -> FinetuneRecipe:
         if self.schedule == "warmup" and not 0 < self.warmup_epochs < self.epochs:
-            raise ValueError(f"a warm-up of {self.warmup_epochs} epochs does not fit into {self.epochs} epochs")
+            raise ValueError(f"a warm-up of {self.warmup_epochs} epochs needs more than {self.epochs} epochs in all")
         return self
 
 

@@ -1,5 +1,8 @@
+import errno
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import nibabel
@@ -10,7 +13,7 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from rich.console import Console
 
-from nnssl_mae.errors import UserError
+from nnssl_mae.errors import ResumableError, UserError
 from nnssl_mae.plans import CONFIGURATION
 from nnssl_mae.recipes import Recipe, override
 from nnssl_mae.scans import prepare as prepare_module
@@ -120,6 +123,32 @@ def test_a_killed_run_is_continued(nnunet_folders, two_scans_and_a_text, tiny_re
     dataset = run([two_scans_and_a_text], tiny_recipe)
     assert {path.name: path.stat().st_mtime_ns for path in dataset.rglob("*.b2nd")} == before
     assert list((nnunet_folders / "preprocessed").iterdir()) == [dataset]
+
+
+def test_a_full_disk_and_a_killed_worker_keep_what_is_done(
+    nnunet_folders, two_scans_and_a_text, tiny_recipe, monkeypatch
+) -> None:
+    (two_scans_and_a_text / "bad.nii.gz").unlink()
+    one_by_one = prepare_module._pool_results
+
+    def fail(work, items, workers):
+        for index, result in enumerate(one_by_one(work, items, workers)):
+            if index == 1 and work.func is prepare_module.preprocess_scan:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            yield result
+
+    monkeypatch.setattr(prepare_module, "_pool_results", fail)
+    with pytest.raises(ResumableError, match="after 1 of 2 scans; free some and run the same command again"):
+        run([two_scans_and_a_text], tiny_recipe)
+    (staging,) = (nnunet_folders / "preprocessed").iterdir()
+    assert list(staging.rglob("*.b2nd"))
+
+    with pytest.raises(ResumableError, match="A worker process was killed"):
+        list(one_by_one(_die, [1], 1))
+
+
+def _die(_: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_native_spacing_keeps_the_grid(nnunet_folders, tmp_path, tiny_recipe) -> None:

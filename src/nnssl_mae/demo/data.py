@@ -20,11 +20,12 @@ from nnssl_mae.files import write_json
 
 UNLABELLED, LABELLED = 900, 901
 UNLABELLED_NAME, LABELLED_NAME = "DemoUnlabelled", "DemoBrains"
+TRAINING_PREFIX, VALIDATION_PREFIX = "train", "val"
 SCANS = Path("scans")
 LABELLED_FOLDER = Path("nnUNet_raw") / f"Dataset{LABELLED}_{LABELLED_NAME}"
 
 # Which set a brain belongs to is part of its seed, so no subject can be in two sets.
-_PRETRAINING, _TRAINING, _TEST = 0, 1, 2
+_PRETRAINING, _TRAINING, _TEST, _VALIDATION = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ def list_subjects(size: DemoSize) -> list[Subject]:
         image = SCANS / name / "anat" / f"{name}_T1w.nii.gz"
         subjects.append(Subject((size.seed, _PRETRAINING, i), image, None))
     for part, count, suffix, prefix in (
-        (_TRAINING, size.training, "Tr", "train"),
+        (_TRAINING, size.training, "Tr", TRAINING_PREFIX),
+        (_VALIDATION, size.validation, "Tr", VALIDATION_PREFIX),
         (_TEST, size.test, "Ts", "test"),
     ):
         for i in range(count):
@@ -71,7 +73,8 @@ def write_data(out: Path, size: DemoSize, on_line: Callable[[str], None]) -> Non
             on_line(f"{done} of {len(subjects)}: {line}")
     for name, source in find_real_scans().items():
         on_line(f"real scan: {write_real_scan(source, out / SCANS, name)}")
-    write_dataset_json(out / LABELLED_FOLDER, size.training)
+    write_dataset_json(out / LABELLED_FOLDER, size.training + size.validation)
+    write_split(out / LABELLED_FOLDER)
     write_json(out / "subjects.json", [{"seed": s.seed, "image": s.image.as_posix()} for s in subjects])
 
 
@@ -99,12 +102,22 @@ def _write_volume(path: Path, volume: NDArray[np.float32] | NDArray[np.uint8], a
     nibabel.save(nibabel.Nifti1Image(volume, affine), path)
 
 
-def write_dataset_json(folder: Path, training: int) -> None:
+def write_split(folder: Path) -> None:
+    """The one fold: nnU-Net's planner takes ``splits_final.json`` from beside the raw data."""
+    cases = sorted(path.name.removesuffix(".nii.gz") for path in (folder / "labelsTr").glob("*.nii.gz"))
+    fold = {
+        part: [case for case in cases if case.startswith(prefix)]
+        for part, prefix in (("train", TRAINING_PREFIX), ("val", VALIDATION_PREFIX))
+    }
+    write_json(folder / "splits_final.json", [fold])
+
+
+def write_dataset_json(folder: Path, cases: int) -> None:
     """nnU-Net's description of the labelled dataset."""
     content = {
         "channel_names": {"0": "MRI"},
         "labels": {name: label for label, name in LABEL_NAMES.items()},
-        "numTraining": training,
+        "numTraining": cases,
         "file_ending": ".nii.gz",
     }
     write_json(folder / "dataset.json", content)

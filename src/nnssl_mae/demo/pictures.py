@@ -56,7 +56,7 @@ def curves_figure(pretraining: Curves, finetuning: Mapping[str, Curves]) -> Figu
         second.plot(epochs, curves.val_loss, color=colour, linestyle=":", label=f"{title}, validation")
         third.plot(epochs, curves.pseudo_dice, color=colour, label=title)
     second.set_title("Fine-tuning: loss")
-    third.set_title("Fine-tuning: pseudo-Dice, training cases")
+    third.set_title("Fine-tuning: pseudo-Dice, validation case")
     third.set_ylim(0, 1)
     for axis in (first, second, third):
         axis.set_xlabel("epoch")

@@ -148,8 +148,8 @@ def _page(outcome: Outcome, size: DemoSize, device: str, seconds: Mapping[str, f
 
 
 _ABOUT_CURVES = (
-    "Loss of pre-training; loss and pseudo-Dice of both fine-tunings. Fold 'all' validates on patches of the cases "
-    "it trains on, so these curves say nothing about new cases: the table below does."
+    "Loss of pre-training; loss and pseudo-Dice of both fine-tunings. Its validation "
+    "patches come from one labelled brain that is neither trained on nor among the held-out ones below."
 )
 
 

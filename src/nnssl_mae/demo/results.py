@@ -15,10 +15,11 @@ import torch
 from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
-from nnssl_mae.demo.data import LABELLED_FOLDER, UNLABELLED, UNLABELLED_NAME
+from nnssl_mae.demo.data import LABELLED_FOLDER, TRAINING_PREFIX, UNLABELLED, UNLABELLED_NAME
 from nnssl_mae.errors import UserError
 
 CONFIGURATION = "3d_fullres_mae"
+FOLD = "0"
 TEST_IMAGES = LABELLED_FOLDER / "imagesTs"
 PRETRAINED_FOLDER = (
     Path("nnUNet_results")
@@ -42,7 +43,7 @@ class Arm:
     def results(self) -> Path:
         """nnU-Net's result folder, relative to the output folder."""
         trained = f"nnUNetTrainerMAEFinetune__{self.plans}__{CONFIGURATION}"
-        return Path("nnUNet_results") / LABELLED_FOLDER.name / trained / "fold_all"
+        return Path("nnUNet_results") / LABELLED_FOLDER.name / trained / f"fold_{FOLD}"
 
     @property
     def predictions(self) -> Path:
@@ -155,7 +156,8 @@ def read_test_cases(out: Path) -> list[HeldOutCase]:
 
 def read_training_labels(out: Path) -> list[Labels]:
     """The label maps that both arms were trained on."""
-    return [read_labels(path) for path in sorted((out / LABELLED_FOLDER / "labelsTr").glob("*.nii.gz"))]
+    folder = out / LABELLED_FOLDER / "labelsTr"
+    return [read_labels(path) for path in sorted(folder.glob(f"{TRAINING_PREFIX}_*.nii.gz"))]
 
 
 def read_image(path: Path) -> NDArray[np.float32]:

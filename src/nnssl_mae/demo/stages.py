@@ -12,7 +12,7 @@ from nnssl_mae import __version__
 from nnssl_mae.demo.anatomy import find_real_scans
 from nnssl_mae.demo.data import LABELLED, LABELLED_FOLDER, SCANS, UNLABELLED, UNLABELLED_NAME, write_data
 from nnssl_mae.demo.report import write_report
-from nnssl_mae.demo.results import ARMS, CONFIGURATION, PRETRAINED_FOLDER, TEST_IMAGES, Arm
+from nnssl_mae.demo.results import ARMS, CONFIGURATION, FOLD, PRETRAINED_FOLDER, TEST_IMAGES, Arm
 from nnssl_mae.demo.running import Command, OnLine, Stage, read_record, run_stages, stage_environment
 from nnssl_mae.demo.size import FULL, SMALL, DemoSize
 from nnssl_mae.errors import UserError
@@ -136,7 +136,7 @@ def _adapt_stage(size: DemoSize) -> Stage:
 
 
 def _finetune_stage(arm: Arm, device: str) -> Stage:
-    command = ("nnUNetv2_train", str(LABELLED), CONFIGURATION, "all", "-tr", "nnUNetTrainerMAEFinetune")
+    command = ("nnUNetv2_train", str(LABELLED), CONFIGURATION, FOLD, "-tr", "nnUNetTrainerMAEFinetune")
     return Stage(
         f"5_finetune_{arm.folder}",
         f"Fine-tune ({arm.title})",
@@ -153,7 +153,7 @@ def _predict_stage(device: str) -> Stage:
         "-tr",
         "nnUNetTrainerMAEFinetune",
         "-f",
-        "all",
+        FOLD,
         "-device",
         device,
         "--disable_tta",

@@ -6,6 +6,7 @@ is continued by the same command; bad input leaves nothing behind.
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +23,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from nnssl_mae.errors import UserError
+from nnssl_mae.errors import ResumableError, UserError
 from nnssl_mae.files import short_hash, write_json
 from nnssl_mae.folders import dataset_name, datasets_with_number, nnunet_folder
 from nnssl_mae.plans import CONFIGURATION, PRETRAINING_PLANS, describe_topology
@@ -80,11 +81,13 @@ def prepare(
     if note := topology_note(plans, published):
         console.print(note, style="yellow")
 
-    staging = _staging(preprocessed, full_name, [scans, plans])
+    staging = _staging(preprocessed, full_name, [[_identity(scan) for scan in scans], plans])
     try:
         volumes = staging / configuration["data_identifier"]
         volumes.mkdir(exist_ok=True)
         rows = _preprocess(scans, plans, volumes, workers, console)
+    except ResumableError:
+        raise
     except UserError:
         shutil.rmtree(staging)
         raise
@@ -120,6 +123,12 @@ def _usable(
     return good, [found[scan.path] for scan in good]
 
 
+def _identity(scan: Scan) -> list[object]:
+    """What tells that a scan is still the one that an earlier, killed run preprocessed."""
+    status = scan.path.stat()
+    return [scan.case, scan.subject, str(scan.path.resolve()), status.st_size, status.st_mtime_ns]
+
+
 def _staging(preprocessed: Path, full_name: str, request: Any) -> Path:
     """The hidden folder of this request; what an earlier, different request left there is removed."""
     digest = short_hash(request)
@@ -136,10 +145,18 @@ def _preprocess(
 ) -> list[CaseRow]:
     work = partial(preprocess_scan, plans=plans, folder=folder)
     rows = []
-    for result in _in_parallel(work, scans, workers, "Preprocessing", console):
-        if isinstance(result, str):
-            raise UserError(result)
-        rows.append(result)
+    try:
+        for result in _in_parallel(work, scans, workers, "Preprocessing", console):
+            if isinstance(result, str):
+                raise UserError(result)
+            rows.append(result)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise ResumableError(
+            f"No space is left in {folder.parent.parent} after {len(rows)} of {len(scans)} scans; free some and run "
+            "the same command again, which continues"
+        ) from error
     return sorted(rows, key=lambda row: row.case)
 
 
@@ -193,7 +210,7 @@ def _pool_results(work: Callable[[Item], Result], items: Iterable[Item], workers
             for future in done:
                 yield future.result()
     except BrokenProcessPool as error:
-        raise UserError(
+        raise ResumableError(
             "A worker process was killed, most likely because memory ran out; run the same command again "
             "with fewer processes (-np 1)"
         ) from error

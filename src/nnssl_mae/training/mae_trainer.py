@@ -95,7 +95,7 @@ class nnUNetTrainerMAE(nnUNetTrainer):
 
     def initialize(self) -> None:
         """As stock, with seeded initial weights."""
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
             torch.manual_seed(self.recipe.seed)
             super().initialize()
         # Stock initialisation has just chosen a dataset class that expects labels.
