@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from nnssl_mae import doctor
-from nnssl_mae.doctor import Finding
+from nnssl_mae.doctor import findings as doctor
+from nnssl_mae.doctor import machine, report
+from nnssl_mae.doctor.findings import Finding
 
 NMS_ERROR = "RuntimeError: operator torchvision::nms does not exist"
 
 
 def printed(finding: Finding, width: int = 80) -> str:
     output = io.StringIO()
-    doctor.print_finding(Console(file=output, width=width), finding)
+    report.print_finding(Console(file=output, width=width), finding)
     return output.getvalue()
 
 
@@ -265,9 +266,9 @@ BROKEN = Finding("problem", "nnunetv2", "not installed", "Install it.")
     ],
 )
 def test_verdict(findings: list[Finding], exit_code: int, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "collect_findings", lambda: findings)
+    monkeypatch.setattr(report, "collect_findings", lambda: findings)
     output = io.StringIO()
-    assert doctor.run_doctor(Console(file=output, width=80)) == exit_code
+    assert report.run_doctor(Console(file=output, width=80)) == exit_code
     lines = output.getvalue().splitlines()
     assert named in lines[-1]
     assert len([line for line in lines if line.startswith(("ok", "warning", "problem"))]) == len(findings)
@@ -287,8 +288,8 @@ def test_piped_output_has_no_colour_codes() -> None:
 
 
 def test_errors_while_looking_become_findings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.sys, "executable", "/not/an/interpreter")
-    modules, error = doctor._look_up_trainers()
+    monkeypatch.setattr(machine.sys, "executable", "/not/an/interpreter")
+    modules, error = machine._look_up_trainers()
     assert modules == {}
     assert error is not None
     assert "/not/an/interpreter" in error

@@ -75,7 +75,7 @@ def _options(
 @app.command()
 def doctor() -> None:
     """Check this machine: versions, known-bad pairs, nnU-Net's folders, trainer discovery, disk."""
-    from nnssl_mae.doctor import run_doctor
+    from nnssl_mae.doctor.report import run_doctor
 
     raise typer.Exit(run_doctor(Console()))
 

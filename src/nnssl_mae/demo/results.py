@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from nnssl_mae.demo.data import LABELLED_FOLDER, TRAINING_PREFIX, UNLABELLED, UNLABELLED_NAME
 from nnssl_mae.errors import UserError
+from nnssl_mae.plans import CONFIGURATION
 
-CONFIGURATION = "3d_fullres_mae"
 FOLD = "0"
 TEST_IMAGES = LABELLED_FOLDER / "imagesTs"
 PRETRAINED_FOLDER = (

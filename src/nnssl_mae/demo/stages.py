@@ -12,11 +12,12 @@ from nnssl_mae import __version__
 from nnssl_mae.demo.anatomy import find_real_scans
 from nnssl_mae.demo.data import LABELLED, LABELLED_FOLDER, SCANS, UNLABELLED, UNLABELLED_NAME, write_data
 from nnssl_mae.demo.report import write_report
-from nnssl_mae.demo.results import ARMS, CONFIGURATION, FOLD, PRETRAINED_FOLDER, TEST_IMAGES, Arm
+from nnssl_mae.demo.results import ARMS, FOLD, PRETRAINED_FOLDER, TEST_IMAGES, Arm
 from nnssl_mae.demo.running import Command, OnLine, Stage, read_record, run_stages, stage_environment
 from nnssl_mae.demo.size import FULL, SMALL, DemoSize
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import sha256, write_json
+from nnssl_mae.plans import CONFIGURATION
 from nnssl_mae.recipes import configs_folder
 
 _LABELLED_PREPROCESSED = Path("nnUNet_preprocessed") / LABELLED_FOLDER.name

@@ -9,20 +9,19 @@ import safetensors
 import safetensors.torch
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from nnssl_mae.checkpoints.transfer import load_into
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import sha256
-from nnssl_mae.networks.heads import freeze_unused_heads
 from nnssl_mae.plans import read_block
 from nnssl_mae.recipes import FinetuneRecipe
+from nnssl_mae.training.one_head_trainer import OneHeadTrainer
 from nnssl_mae.training.schedules import FinetuneSchedule
 from nnssl_mae.training.state import bare_network, training_state, write_checkpoint
 
 
-class nnUNetTrainerMAEFinetune(nnUNetTrainer):
+class nnUNetTrainerMAEFinetune(OneHeadTrainer):
     """Stock nnU-Net training with a published fine-tuning schedule and, unless it is the control, given weights.
 
     The plans that ``nnssl-mae adapt`` wrote decide both. The result is a plain nnU-Net model: it predicts where this
@@ -49,24 +48,6 @@ class nnUNetTrainerMAEFinetune(nnUNetTrainer):
         self.enable_deep_supervision = False
         self._resumed = False
         self._initial_weights = torch.empty(0)  # -> initialize
-
-    @staticmethod
-    def build_network_architecture(  # stock looks at the names of these arguments
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = False,
-    ) -> nn.Module:
-        """The stock network."""
-        network = nnUNetTrainer.build_network_architecture(
-            plans_manager,
-            configuration_manager,
-            num_input_channels,
-            num_output_channels,
-            enable_deep_supervision,
-        )
-        return freeze_unused_heads(network)
 
     def initialize(self) -> None:
         """As stock; remembers the initial weights to notice when something else replaces them."""
@@ -124,9 +105,6 @@ class nnUNetTrainerMAEFinetune(nnUNetTrainer):
             f"  adapted {len(adapted)} of them to the input channels: {', '.join(adapted) or 'none'}"
         )
         self.print_to_log_file(f"  left random {len(report.random)} tensors: {_groups(report.random)}")
-
-    def plot_network_architecture(self) -> None:
-        """Nothing: stock needs a package that no longer works and prints an error instead."""
 
     def save_checkpoint(self, filename: str) -> None:
         """As stock, by rename, under the stock trainer's name: prediction needs no installation of ours."""

@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import distributed as dist
 from torch import nn
 
@@ -23,7 +21,6 @@ from nnssl_mae.checkpoints.adaptation_plan import make_adaptation_plan
 from nnssl_mae.evaluation.preview import PreviewCase, draw_preview
 from nnssl_mae.files import write_json
 from nnssl_mae.masking import hidden_voxels, hide
-from nnssl_mae.networks.heads import freeze_unused_heads
 from nnssl_mae.objectives import hidden_squared_error, reconstruction_metrics
 from nnssl_mae.patches.augmentation import SpatialAugmentation
 from nnssl_mae.patches.dataset import VolumeDataset
@@ -40,13 +37,14 @@ from nnssl_mae.plans import read_block
 from nnssl_mae.recipes import PLANS_SCHEMA, parse_recipe
 from nnssl_mae.scans.cases import read_cases
 from nnssl_mae.training.logger import METRICS, PretrainingLogger, keep_paths_out_of_wandb
+from nnssl_mae.training.one_head_trainer import OneHeadTrainer
 from nnssl_mae.training.state import bare_network, training_state, write_checkpoint
 
 _PREVIEW_CASES = 3
 _LATEST, _BEST = "checkpoint_latest.pth", "checkpoint_best.pth"
 
 
-class nnUNetTrainerMAE(nnUNetTrainer):
+class nnUNetTrainerMAE(OneHeadTrainer):
     """Reconstructs hidden blocks of unlabelled volumes (plain MAE, arXiv 2410.23132).
 
     Everything that decides a run stands in the recipe inside the plans (``nnssl-mae prepare`` wrote them). nnU-Net's
@@ -101,24 +99,6 @@ class nnUNetTrainerMAE(nnUNetTrainer):
         # Stock initialisation has just chosen a dataset class that expects labels.
         self.dataset_class = VolumeDataset
 
-    @staticmethod
-    def build_network_architecture(  # stock looks at the names of these arguments
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = False,
-    ) -> nn.Module:
-        """The stock network; it reconstructs with its last head."""
-        network = nnUNetTrainer.build_network_architecture(
-            plans_manager,
-            configuration_manager,
-            num_input_channels,
-            num_output_channels,
-            enable_deep_supervision,
-        )
-        return freeze_unused_heads(network)
-
     def _build_loss(self) -> Any:
         return hidden_squared_error
 
@@ -133,9 +113,6 @@ class nnUNetTrainerMAE(nnUNetTrainer):
             fused=self.device.type == "cuda",
         )
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
-
-    def plot_network_architecture(self) -> None:
-        """Nothing: stock needs a package that no longer works and prints an error instead."""
 
     # ------------------------------------------------------------------ data
 

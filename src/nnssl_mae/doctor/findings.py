@@ -1,32 +1,16 @@
-"""What ``nnssl-mae doctor`` looks at: is this environment fit to train, and what to do where it is not.
-
-Three layers: *judge* functions turn plain values into a `Finding` (pure, so they are tested with made-up
-versions), ``collect_findings`` gathers the values from the real environment, ``run_doctor`` prints them.
-"""
+"""What plain values (versions, folders, errors) mean: pure functions, tested with made-up values."""
 
 from __future__ import annotations
 
-import importlib
-import json
 import os
-import platform
-import re
 import shlex
-import shutil
-import subprocess
-import sys
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
-from rich.console import Console
-from rich.text import Text
 
 Level = Literal["ok", "warning", "problem"]
 
@@ -34,8 +18,7 @@ TESTED_NNUNET = ("2.8.1",)
 MINIMUM_FREE_GB = 20.0
 OUR_TRAINERS = ("nnUNetTrainerMAE", "nnUNetTrainerMAEFinetune")
 EXT_TRAINER = "nnUNet_extTrainer"
-PLUGIN_FOLDER = Path(__file__).resolve().parent / "nnunet_plugin"
-LOOK_UP_SECONDS = 300
+PLUGIN_FOLDER = Path(__file__).resolve().parents[1] / "nnunet_plugin"
 
 MATCH_TORCHVISION = (
     "Install both in one command, so that they fit each other:\n"
@@ -50,13 +33,6 @@ EVERY_TRAINER_CRASHES = (
     "every `-tr` other than nnUNetTrainer crashes"
 )
 
-# Runs in a new interpreter: only there is it visible whether the .pth file does its work at start-up.
-LOOK_UP_SCRIPT = """
-import json, sys
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as look_up
-print(json.dumps({name: look_up(name).__module__ for name in sys.argv[1:]}))
-"""
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -70,9 +46,6 @@ class Finding:
     name: str
     value: str
     advice: str = ""
-
-
-# ---------------------------------------------------------------------------------------------- judge
 
 
 def judge_python(version: str) -> Finding:
@@ -254,7 +227,7 @@ def judge_registration(set_at_start: bool, environment: Mapping[str, str], plugi
     """
     if set_at_start:
         return Finding("ok", EXT_TRAINER, "set at every Python start by nnssl_mae_registration.pth")
-    if _names_folder(environment.get(EXT_TRAINER, ""), plugin_folder):
+    if names_folder(environment.get(EXT_TRAINER, ""), plugin_folder):
         return Finding("ok", EXT_TRAINER, "names our folder (exported by you; no .pth file is read here)")
     advice = (
         "Python reads no nnssl_mae_registration.pth here (normal after `pip install --target`, or with the "
@@ -279,7 +252,7 @@ def judge_trainers(
     if error is not None and "torchvision" in error:
         advice = f"{EVERY_TRAINER_CRASHES}: `{error}`. Install torch and torchvision anew, together, as said above."
         return Finding("problem", name, "failed because of torchvision", advice)
-    if error is not None and _names_folder(environment.get(EXT_TRAINER, ""), plugin_folder):
+    if error is not None and names_folder(environment.get(EXT_TRAINER, ""), plugin_folder):
         advice = (
             f"nnU-Net knows our folder, but cannot load the trainers: `{error}`. To see the whole message:\n"
             '    python -c "import nnssl_mae.training.mae_trainer, nnssl_mae.training.finetune_trainer"\n'
@@ -304,7 +277,7 @@ def judge_trainers(
 def export_line(environment: Mapping[str, str], plugin_folder: Path) -> str:
     """The shell line that does by hand what the ``.pth`` file does: append our folder, keep the user's."""
     entries = [entry for entry in environment.get(EXT_TRAINER, "").split(os.pathsep) if entry]
-    if not _names_folder(os.pathsep.join(entries), plugin_folder):
+    if not names_folder(os.pathsep.join(entries), plugin_folder):
         entries.append(str(plugin_folder))
     return f'export {EXT_TRAINER}="{os.pathsep.join(entries)}"'
 
@@ -320,7 +293,7 @@ def verdict(findings: Sequence[Finding]) -> tuple[int, str]:
     return 0, "Ready: everything is in order."
 
 
-def _names_folder(value: str, folder: Path) -> bool:
+def names_folder(value: str, folder: Path) -> bool:
     """Whether ``value`` (a list as in PATH) holds ``folder``, under whatever spelling or link."""
     return any(Path(entry).resolve() == folder.resolve() for entry in value.split(os.pathsep) if entry)
 
@@ -377,192 +350,3 @@ def _version(text: str) -> Version:
 def _count_names(names: Sequence[str]) -> str:
     counts = {name: names.count(name) for name in names}
     return ", ".join(f"{count} x {name}" for name, count in counts.items())
-
-
-# ---------------------------------------------------------------------------------------------- collect
-
-
-def collect_findings() -> list[Finding]:
-    """Look at the real environment. Errors met on the way become findings with their text."""
-    return [
-        judge_python(platform.python_version()),
-        *_torch_findings(),
-        judge_nnunet(_installed("nnunetv2")),
-        judge_batchgeneratorsv2(_installed("batchgeneratorsv2")),
-        *_folder_findings(),
-        *_registration_findings(),
-    ]
-
-
-def _torch_findings() -> list[Finding]:
-    torch, torch_error = _try_import("torch")
-    torch_version = _build_version("torch")
-    findings = [judge_torch(torch_version, torch_error)]
-    if torch is not None:
-        gpu_names, gpu_error = _gpu_names(torch)
-        cudnn_version, cudnn_error = _cudnn_version(torch)
-        findings += [
-            judge_cuda(torch.version.cuda, gpu_names, _nvidia_driver_present(), gpu_error),
-            judge_cudnn(cudnn_version, bool(gpu_names), cudnn_error),
-        ]
-        _, torchvision_error = _try_import("torchvision")
-        requires = _requirement_on_torch()
-        findings.append(judge_torchvision(torch_version, _build_version("torchvision"), requires, torchvision_error))
-    return findings
-
-
-def _folder_findings() -> list[Finding]:
-    findings = []
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        value = os.environ.get(variable)
-        findings.append(judge_folder(variable, value))
-        if variable != "nnUNet_raw" and value and Path(value).is_dir():
-            findings.append(_free_disk_finding(variable, value))
-    return findings
-
-
-def _free_disk_finding(variable: str, folder: str) -> Finding:
-    try:
-        return judge_free_disk(variable, shutil.disk_usage(folder).free)
-    except OSError as error:
-        advice = f"The free space cannot be read ({error}). Check that the disk is mounted."
-        return Finding("warning", "free disk space", f"unknown at {variable}", advice)
-
-
-def _registration_findings() -> list[Finding]:
-    modules, error = _look_up_trainers()
-    return [
-        judge_registration(_set_at_start(), os.environ, PLUGIN_FOLDER),
-        judge_trainers(modules, error, os.environ, PLUGIN_FOLDER),
-    ]
-
-
-def _set_at_start() -> bool:
-    """Whether a new interpreter without an inherited ``nnUNet_extTrainer`` gets it from the ``.pth`` file."""
-    environment = {name: value for name, value in os.environ.items() if name != EXT_TRAINER}
-    script = f"import os; print(os.environ.get({EXT_TRAINER!r}, ''))"
-    return _names_folder(_run_python(["-c", script], environment).stdout.strip(), PLUGIN_FOLDER)
-
-
-def _look_up_trainers() -> tuple[dict[str, str], str | None]:
-    """Trainer name to module, and the last line of the error output where the look-up failed."""
-    started = _run_python(["-c", LOOK_UP_SCRIPT, *OUR_TRAINERS], os.environ)
-    if started.returncode != 0:
-        return {}, (started.stderr.strip().splitlines() or [f"exit code {started.returncode}"])[-1]
-    last_line = started.stdout.strip().rpartition("\n")[2]
-    try:
-        return json.loads(last_line), None
-    except json.JSONDecodeError:
-        return {}, f"unexpected answer: {last_line}"
-
-
-def _run_python(arguments: list[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """A new interpreter, with exactly these variables. Not starting or not ending counts as a failed run."""
-    command = [sys.executable, *arguments]
-    try:
-        return subprocess.run(
-            command,
-            env=dict(environment),
-            capture_output=True,
-            text=True,
-            timeout=LOOK_UP_SECONDS,
-            check=False,
-        )
-    except (subprocess.TimeoutExpired, OSError) as error:
-        return subprocess.CompletedProcess(command, 1, stdout="", stderr=str(error))
-
-
-def _try_import(module: str) -> tuple[Any, str | None]:
-    """The module, or None and the error text: a broken binary raises OSError, RuntimeError and others."""
-    try:
-        return importlib.import_module(module), None
-    except Exception as error:
-        return None, f"{type(error).__name__}: {error}"
-
-
-def _installed(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _build_version(package: str) -> str | None:
-    """The version with its build label ("+cpu", "+cu132").
-
-    The metadata of the default builds has no label, so it is read from the package's ``version.py``, as text:
-    that also works where the import crashes.
-    """
-    spec = find_spec(package)
-    if spec is not None and spec.origin is not None:
-        version_file = Path(spec.origin).parent / "version.py"
-        if version_file.is_file():
-            text = version_file.read_text(encoding="utf-8")
-            found = re.search(r"""^__version__\s*(?::\s*\w+\s*)?=\s*['"]([^'"]+)['"]""", text, re.MULTILINE)
-            if found:
-                return found.group(1)
-    return _installed(package)
-
-
-def _requirement_on_torch() -> str | None:
-    """What the metadata of torchvision ask of torch; None where they ask nothing."""
-    try:
-        requirements = metadata.requires("torchvision") or []
-    except metadata.PackageNotFoundError:
-        return None
-    return next((line for line in requirements if re.match(r"torch\b(?!-)", line)), None)
-
-
-def _gpu_names(torch: Any) -> tuple[list[str], str | None]:
-    """Names of the GPUs that torch can use, and the text of the error where asking failed."""
-    try:
-        if not torch.cuda.is_available():
-            return [], None
-        return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())], None
-    except RuntimeError as error:
-        return [], str(error)
-
-
-def _cudnn_version(torch: Any) -> tuple[int | None, str | None]:
-    """cuDNN's number, and the text of the error: torch refuses a cuDNN older than it was built for."""
-    try:
-        return torch.backends.cudnn.version(), None
-    except RuntimeError as error:
-        return None, str(error)
-
-
-def _nvidia_driver_present() -> bool:
-    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
-
-
-# ---------------------------------------------------------------------------------------------- print
-
-
-def run_doctor(console: Console) -> int:
-    """Print every finding and a verdict; return the exit code (0: all good or warnings only, 1: broken)."""
-    with console.status("Looking at this environment (about ten seconds) ..."):
-        findings = collect_findings()
-    for finding in findings:
-        print_finding(console, finding)
-    exit_code, sentence = verdict(findings)
-    style = "bold red" if exit_code else "bold green"
-    console.print()
-    console.print(Text(sentence, style=style), soft_wrap=True)
-    return exit_code
-
-
-def print_finding(console: Console, finding: Finding) -> None:
-    """Words and not only colours carry the level, so that piped output says the same.
-
-    Paths and commands are never broken or cut; sentences wrap at the console's width.
-    """
-    style = {"ok": "green", "warning": "yellow", "problem": "bold red"}[finding.level]
-    head = Text.assemble((f"{finding.level:<8}", style), f"{finding.name:<21} ", finding.value)
-    console.print(head, soft_wrap=True)
-    for line in finding.advice.splitlines():
-        if line.startswith("    "):
-            console.print(Text(" " * 8 + line), soft_wrap=True)
-        else:
-            width = max(console.width - 8, 30)
-            for part in textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False):
-                console.print(Text(" " * 8 + part), soft_wrap=True)
