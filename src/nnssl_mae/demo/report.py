@@ -148,7 +148,7 @@ def _page(outcome: Outcome, size: DemoSize, device: str, seconds: Mapping[str, f
 
 
 _ABOUT_CURVES = (
-    "Loss of pre-training; loss and pseudo-Dice of both fine-tunings. Its validation "
+    "Loss of pre-training; loss and pseudo-Dice of both fine-tunings. Their validation "
     "patches come from one labelled brain that is neither trained on nor among the held-out ones below."
 )
 
