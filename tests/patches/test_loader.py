@@ -58,6 +58,15 @@ def test_every_step_rank_and_sample_is_another_draw(training, volumes) -> None:
     assert len({mask.numpy().tobytes() for mask in masks}) == 8
 
 
+def test_a_process_without_validation_cases_gets_no_batches_and_does_not_hang(volumes) -> None:
+    nothing = ValidationBatches(volumes, SETTINGS, {}, [], batch_size=2)
+    for workers in (0, 1):
+        stream = validation_stream(nothing, workers=workers)
+        with pytest.raises(StopIteration):
+            next(stream)
+        stream.close()
+
+
 def test_validation_never_changes_and_a_case_does_not_depend_on_its_neighbours(volumes) -> None:
     cases = volumes.identifiers
     ranges = dict.fromkeys(cases, 4.0)

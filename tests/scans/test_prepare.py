@@ -14,13 +14,16 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from rich.console import Console
 
 from nnssl_mae.errors import ResumableError, UserError
-from nnssl_mae.plans import CONFIGURATION
+from nnssl_mae.plans import CONFIGURATION, network_configuration
 from nnssl_mae.recipes import Recipe, override
 from nnssl_mae.scans import prepare as prepare_module
 from nnssl_mae.scans.cases import read_cases
+from nnssl_mae.scans.planning import topology_note
 from nnssl_mae.scans.prepare import prepare
 from nnssl_mae.scans.storage import open_volume
 from tests.tiny_scans import tiny_scan
+
+ARCHITECTURE = {"network_class_name": "x", "arch_kwargs": {}, "_kw_requires_import": []}
 
 
 def run(sources: list[Path], recipe: Recipe, number: int = 900, **options) -> Path:
@@ -163,6 +166,15 @@ def test_native_spacing_keeps_the_grid(nnunet_folders, tmp_path, tiny_recipe) ->
         box = [np.ptp(axis) + 1 for axis in np.nonzero(data)]
         volume = open_volume(data_folder(dataset) / f"s{index}.b2nd")
         assert sorted(volume.shape[1:]) == sorted(box)
+
+
+def test_leaving_the_published_network_is_said(tiny_recipe) -> None:
+    published = override(tiny_recipe, {"network.max_stages": 2})
+    one = {"configurations": {CONFIGURATION: network_configuration(ARCHITECTURE, tiny_recipe.network, (4, 4, 4), 8)}}
+    assert topology_note(one, tiny_recipe) is None
+    assert "will not fit it" in (topology_note(one, published) or "")
+    thick = override(tiny_recipe, {"data.spacing": (9.0, 1.0, 1.0)})
+    assert "another network" in (topology_note(one, thick) or "")
 
 
 def test_planner_patch_uses_nnunets_own_network(nnunet_folders, scans_folder, tiny_recipe) -> None:

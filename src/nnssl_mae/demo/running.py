@@ -127,6 +127,8 @@ def _run_stage(
 ) -> float:
     """Run one stage with a live line; returns its duration in seconds."""
     started = time.monotonic()
+    if not console.is_terminal:  # there the live line does not show
+        console.print(f"{escape(heading)} ...", highlight=False)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     lines: deque[str] = deque(maxlen=_SHOWN_LINES)
     log_path = log_file(out, stage)

@@ -127,10 +127,10 @@ def training_stream(
 
 
 def validation_stream(batches: ValidationBatches, workers: int, pin_memory: bool = False) -> BatchStream:
-    """The validation batches over and over."""
+    """The validation batches over and over; none where there are more processes than held-out cases."""
 
     def forever() -> Iterator[int]:
-        while True:
+        while len(batches):
             yield from range(len(batches))
 
     return BatchStream(batches, _Steps(forever), workers, pin_memory)
