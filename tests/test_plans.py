@@ -2,10 +2,23 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnssl_mae.errors import UserError
 from nnssl_mae.plans import CONFIGURATION, data_identifier, network_configuration, read_block, same_topology
 from nnssl_mae.recipes import load_recipe, override
+
+
+def arguments(architecture: dict) -> dict:
+    """Of nnU-Net's function that builds a network, for one channel in and out."""
+    return {
+        "arch_class_name": architecture["network_class_name"],
+        "arch_kwargs": architecture["arch_kwargs"],
+        "arch_kwargs_req_import": architecture["_kw_requires_import"],
+        "input_channels": 1,
+        "output_channels": 1,
+    }
 
 
 @pytest.fixture
@@ -23,6 +36,10 @@ def test_the_default_recipe_gives_the_published_network(plans: dict) -> None:
     assert kwargs["strides"] == [[1, 1, 1]] + [[2, 2, 2]] * 5
     assert kwargs["n_conv_per_stage_decoder"] == [1] * 5
     assert found["patch_size"] == [160, 160, 160]
+    with torch.device("meta"):
+        network = get_network_from_plans(**arguments(found["architecture"]), allow_init=False)
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(102.35, abs=0.01)
+    assert sum(p.numel() for p in network.encoder.parameters()) / 1e6 == pytest.approx(90.30, abs=0.01)
     smaller = override(recipe, {"network.patch_size": (96, 96, 96)}).network
     assert not same_topology(found, network_configuration(architecture, smaller, (1, 1, 1), 16))
 
