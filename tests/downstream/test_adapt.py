@@ -97,6 +97,14 @@ def test_names_that_are_taken_or_impossible_are_refused(pretrained: Path, labell
         adapt(checkpoint, 77, "P", RECIPE, None, batch_size=2)
 
 
+def test_datasets_that_still_say_modality(pretrained: Path, labelled: Path) -> None:
+    content = json.loads((labelled / "dataset.json").read_text())
+    content["modality"] = content.pop("channel_names")
+    (labelled / "dataset.json").write_text(json.dumps(content))
+    result = adapt(read_checkpoint(pretrained), 4, "P", RECIPE, "encoder", batch_size=2)
+    assert len(result.configuration["normalization_schemes"]) == 2
+
+
 def test_dangers_are_named(pretrained: Path, labelled: Path) -> None:
     content = json.loads((labelled / "dataset.json").read_text())
     (labelled / "dataset.json").write_text(json.dumps(content | {"channel_names": {"0": "CT"}, "file_ending": ".nrrd"}))

@@ -72,7 +72,7 @@ def adapt(
         raise UserError(f"{plans_file} exists; choose another name with -n, or pass --overwrite")
     stock = _stock_plans(number, dataset, folder)
     dataset_json = json.loads((folder / "dataset.json").read_text())
-    channels = len(dataset_json["channel_names"])
+    channels = len(_channel_names(dataset_json))
 
     plans = _plans(checkpoint, stock, plans_name, dataset_json, folder, batch_size)
     configuration = plans["configurations"][CONFIGURATION]
@@ -123,6 +123,12 @@ def _stock_plans(number: int, dataset: str, folder: Path) -> dict[str, Any]:
     return plans
 
 
+def _channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
+    """Names of the input channels; older datasets call them modalities."""
+    names = dataset_json.get("channel_names") or dataset_json["modality"]
+    return [str(name) for name in names.values()]
+
+
 def _plans(
     checkpoint: Checkpoint,
     stock: Mapping[str, Any],
@@ -132,7 +138,7 @@ def _plans(
     batch_size: int,
 ) -> dict[str, Any]:
     """Stock plans with one configuration: labels from the dataset, everything about the image from the checkpoint."""
-    data, channels = checkpoint.data, len(dataset_json["channel_names"])
+    data, channels = checkpoint.data, len(_channel_names(dataset_json))
     configuration = dict(stock["configurations"]["3d_fullres"])
     configuration |= {
         "preprocessor_name": data["preprocessor_name"],
@@ -190,7 +196,7 @@ def _warnings(
             f"({checkpoint.plans['image_reader_writer']}), which nnU-Net cannot do for {dataset_json['file_ending']} "
             "files: convert them to .nii.gz"
         )
-    if any("CT" in str(name).upper().split("_") for name in dataset_json["channel_names"].values()):
+    if any("CT" in str(name).upper().split("_") for name in _channel_names(dataset_json)):
         found.append(
             "The dataset is CT; like the checkpoint it will be normalised with "
             f"{checkpoint.data['normalization_schemes'][0]}, not with nnU-Net's CT scheme"
