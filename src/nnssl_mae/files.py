@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nnssl_mae.errors import UserError
+
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -26,6 +28,21 @@ def write_json(path: Path, content: Any) -> None:
     """Writes JSON by rename, in nnU-Net's layout (4 spaces, keys in the given order)."""
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=4), encoding="utf-8")
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        UserError: the file is missing or damaged; ``remedy`` says what to do.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); {remedy}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object; {remedy}")
+    return content
 
 
 def sha256(path: Path) -> str:

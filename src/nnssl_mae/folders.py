@@ -17,7 +17,7 @@ def nnunet_folder(variable: str) -> Path:
     """The folder that one of nnU-Net's variables names.
 
     Raises:
-        UserError: the variable is not set, or the folder cannot be made.
+        UserError: the variable is not set, or the folder cannot be made or, except for raw data, written to.
     """
     value = os.environ.get(variable)
     if not value:
@@ -27,6 +27,8 @@ def nnunet_folder(variable: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{variable}={folder} cannot be used: {error}; point it to a writable folder") from error
+    if variable != "nnUNet_raw" and not os.access(folder, os.W_OK):
+        raise UserError(f"{variable}={folder} cannot be written to; change its permissions or point it elsewhere")
     return folder
 
 

@@ -97,6 +97,15 @@ def test_names_that_are_taken_or_impossible_are_refused(pretrained: Path, labell
         adapt(checkpoint, 77, "P", RECIPE, None, batch_size=2)
 
 
+@pytest.mark.parametrize("name", ["dataset.json", "dataset_fingerprint.json", "nnUNetResEncUNetLPlans.json"])
+def test_damaged_files_of_the_dataset_are_named(pretrained: Path, labelled: Path, name: str) -> None:
+    (labelled / name).write_text("{")
+    with pytest.raises(UserError, match=f"{name} cannot be read .* run nnUNetv2_extract_fingerprint"):
+        adapt(read_checkpoint(pretrained), 4, "P", RECIPE, "encoder", batch_size=2)
+    assert not (labelled / "P.json").exists()
+    assert not (labelled / "P_init.safetensors").exists()
+
+
 def test_datasets_that_still_say_modality(pretrained: Path, labelled: Path) -> None:
     content = json.loads((labelled / "dataset.json").read_text())
     content["modality"] = content.pop("channel_names")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,12 +20,13 @@ from nnunetv2.preprocessing.resampling.default_resampling import compute_new_sha
 from nnssl_mae.checkpoints.read import Checkpoint
 from nnssl_mae.checkpoints.transfer import Part, select, widen_stem
 from nnssl_mae.errors import UserError
-from nnssl_mae.files import sha256, whole_file, write_json
+from nnssl_mae.files import read_json, sha256, whole_file, write_json
 from nnssl_mae.folders import environment, find_dataset, nnunet_folder, silence
 from nnssl_mae.plans import CONFIGURATION, data_identifier, make_block
 from nnssl_mae.recipes import PLANS_BLOCK, FinetuneRecipe
 
 _STOCK_PLANS = ("nnUNetResEncUNetLPlans", "nnUNetResEncUNetMPlans", "nnUNetResEncUNetXLPlans", "nnUNetPlans")
+_PLAN_AGAIN = "run nnUNetv2_extract_fingerprint and nnUNetv2_plan_experiment for this dataset again"
 _MUCH_FINER = 0.6  # of the pre-training spacing; at half the voxel size, 1 mm pre-training cost Dice (S3D, ToF-MRA)
 
 
@@ -71,7 +71,7 @@ def adapt(
     if plans_file.exists() and not overwrite:
         raise UserError(f"{plans_file} exists; choose another name with -n, or pass --overwrite")
     stock = _stock_plans(number, dataset, folder)
-    dataset_json = json.loads((folder / "dataset.json").read_text())
+    dataset_json = read_json(folder / "dataset.json", _PLAN_AGAIN)
     channels = len(_channel_names(dataset_json))
 
     plans = _plans(checkpoint, stock, plans_name, dataset_json, folder, batch_size)
@@ -117,7 +117,7 @@ def _stock_plans(number: int, dataset: str, folder: Path) -> dict[str, Any]:
             extract_fingerprints([number], num_processes=int(os.environ.get("nnUNet_def_n_proc", "8")))
             plan_experiments([number], experiment_planner_class_name="nnUNetPlannerResEncL")
         existing = [folder / f"{_STOCK_PLANS[0]}.json"]
-    plans: dict[str, Any] = json.loads(existing[0].read_text())
+    plans = read_json(existing[0], _PLAN_AGAIN)
     if "3d_fullres" not in plans["configurations"]:
         raise UserError(f"nnU-Net planned no 3D configuration for {dataset}; its images are single slices")
     return plans
@@ -158,7 +158,7 @@ def _plans(
             "resampling_fn_probabilities": "no_resampling_hack",
             "resampling_fn_probabilities_kwargs": {},
         }
-    fingerprint = json.loads((folder / "dataset_fingerprint.json").read_text())
+    fingerprint = read_json(folder / "dataset_fingerprint.json", _PLAN_AGAIN)
     shapes = zip(fingerprint["shapes_after_crop"], fingerprint["spacings"], strict=True)
     resampled = [compute_new_shape(shape, spacing, configuration["spacing"]) for shape, spacing in shapes]
     configuration["median_image_size_in_voxels"] = [float(n) for n in np.median(resampled, axis=0)]
