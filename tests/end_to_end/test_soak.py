@@ -27,7 +27,9 @@ _TRAIN = ("nnUNetv2_train", 900, "3d_fullres_mae", "all", "-tr", "nnUNetTrainerM
 def shell_in(folder: Path) -> Shell:
     folder.mkdir()
     write_unlabelled(folder / "scans", count=12)
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY_RECIPE))
+    # Long enough to be killed several times.
+    long = {**TINY_RECIPE, "schedule": {**TINY_RECIPE["schedule"], "epochs": 12}}  # type: ignore[dict-item]
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(long))
     return Shell(folder)
 
 
@@ -71,7 +73,7 @@ def test_pretraining_killed_again_and_again_gives_the_same_weights(tmp_path: Pat
     for shell in (whole, broken):
         shell(*prepare(shell))
     whole(*_TRAIN)
-    assert until_it_succeeds(broken, (*_TRAIN, "--c"), (8, 20), kills=8) >= 1
+    assert until_it_succeeds(broken, (*_TRAIN, "--c"), (9, 15), kills=8) >= 2
     fold = Path("results", "Dataset900_Brains", "nnUNetTrainerMAE__nnsslMAEPlans__3d_fullres_mae", "fold_all")
     one, other = (
         torch.load(shell.folder / fold / "checkpoint_final.pth", weights_only=True)["network_weights"]
