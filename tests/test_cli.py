@@ -76,6 +76,7 @@ def bad_scans(tmp_path: Path) -> Path:
         ("good", ["--patch", "big"], "--patch big is not possible"),
         ("good", ["--recipe", "smoke", "--patch", "33", "33", "33"], "the nearest patch that fits is --patch 32 32 32"),
         ("good", ["--batch", "0"], "network.batch_size"),
+        ("good", ["--batch", "2", "--patch", "planner"], "--batch cannot be used with a planner patch"),
     ],
 )
 def test_prepare_refuses(command, nnunet_folders, bad_scans, source, options, sentence) -> None:

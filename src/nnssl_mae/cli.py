@@ -131,6 +131,8 @@ def prepare(
     if patch is not None:
         changes["network.patch_size"] = _patch(patch.split())
     if batch is not None:
+        if changes.get("network.patch_size", published.network.patch_size) == "planner":
+            raise UserError("--batch cannot be used with a planner patch: nnU-Net's plan decides both; leave one out")
         changes["network.batch_size"] = batch
     console = Console()
     folder = run(
