@@ -6,7 +6,8 @@ import json
 import os
 import random
 import signal
-import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ _TRAIN = ("nnUNetv2_train", 900, "3d_fullres_mae", "all", "-tr", "nnUNetTrainerM
 
 def shell_in(folder: Path) -> Shell:
     folder.mkdir()
-    write_unlabelled(folder / "scans", count=12)
+    write_unlabelled(folder / "scans", count=24)
     # Long enough to be killed several times.
     long = {**TINY_RECIPE, "schedule": {**TINY_RECIPE["schedule"], "epochs": 12}}  # type: ignore[dict-item]
     (folder / "tiny.yaml").write_text(yaml.safe_dump(long))
@@ -37,27 +38,38 @@ def prepare(shell: Shell) -> tuple[object, ...]:
     return ("nnssl-mae", "prepare", "scans", "-d", 900, "-n", "Brains", "--recipe", "tiny.yaml", "-np", 2)
 
 
-def until_it_succeeds(shell: Shell, command: tuple[object, ...], seconds: tuple[float, float], kills: int) -> int:
-    """Runs a command, killing it and its workers ``kills`` times; returns how many kills met a running process."""
+def until_it_succeeds(
+    shell: Shell, command: tuple[object, ...], progress: Callable[[], int], result: Path, kills: int
+) -> int:
+    """Runs a command until ``result`` exists, killing it and its workers each time shortly after it got further.
+
+    Returns:
+        how many kills met a running process, at most ``kills``; then it runs to the end.
+    """
     rng, met = random.Random(0), 0
-    for _ in range(kills):
+    while met < kills and not result.exists():
+        before = progress()
         process = shell.start(*command)  # type: ignore[arg-type]
-        try:
-            assert process.wait(rng.uniform(*seconds)) == 0, process.communicate()[0]
+        while process.poll() is None and progress() == before:
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.3))
+        if process.poll() is not None:
+            assert process.returncode == 0, process.communicate()[0]
             return met
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            met += 1
-    shell(*command)  # type: ignore[arg-type]
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        met += 1
+    if not result.exists():
+        shell(*command)  # type: ignore[arg-type]
     return met
 
 
 def test_prepare_killed_again_and_again_gives_the_same_dataset(tmp_path: Path) -> None:
     whole, broken = shell_in(tmp_path / "whole"), shell_in(tmp_path / "broken")
     whole(*prepare(whole))
-    assert until_it_succeeds(broken, prepare(broken), (4, 14), kills=6) >= 2
+    volumes = lambda: len(list((broken.folder / "preprocessed").glob(".Dataset900*/*/*.b2nd")))  # noqa: E731
     one, other = (shell.folder / "preprocessed" / "Dataset900_Brains" for shell in (whole, broken))
+    assert until_it_succeeds(broken, prepare(broken), volumes, result=other, kills=3) >= 1
     names = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
     assert names == sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file())
     for name in names:
@@ -73,8 +85,13 @@ def test_pretraining_killed_again_and_again_gives_the_same_weights(tmp_path: Pat
     for shell in (whole, broken):
         shell(*prepare(shell))
     whole(*_TRAIN)
-    assert until_it_succeeds(broken, (*_TRAIN, "--c"), (9, 15), kills=8) >= 2
     fold = Path("results", "Dataset900_Brains", "nnUNetTrainerMAE__nnsslMAEPlans__3d_fullres_mae", "fold_all")
+    latest = broken.folder / fold / "checkpoint_latest.pth"
+    written = lambda: latest.stat().st_mtime_ns if latest.exists() else 0  # noqa: E731
+    assert (
+        until_it_succeeds(broken, (*_TRAIN, "--c"), written, result=latest.with_name("checkpoint_final.pth"), kills=5)
+        >= 3
+    )
     one, other = (
         torch.load(shell.folder / fold / "checkpoint_final.pth", weights_only=True)["network_weights"]
         for shell in (whole, broken)
