@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -44,7 +45,7 @@ def draw_preview(cases: Sequence[PreviewCase], path: Path, title: str) -> None:
         figure.savefig(temporary, dpi=80, format="png")
 
 
-def _draw_plane(axes: Sequence[object], case: PreviewCase, plane: int, label: str) -> None:
+def _draw_plane(axes: Sequence[Any], case: PreviewCase, plane: int, label: str) -> None:
     def cut(volume: np.ndarray) -> np.ndarray:
         # Head up: nnU-Net's arrays count slices from the feet.
         return np.flipud(volume.take(volume.shape[plane] // 2, axis=plane))
@@ -60,7 +61,7 @@ def _draw_plane(axes: Sequence[object], case: PreviewCase, plane: int, label: st
     )
     for column, (axis, picture) in enumerate(zip(axes, pictures, strict=True)):
         limits = (0, (high - low) / 2) if column == 3 else (low, high)
-        axis.imshow(picture, cmap="magma" if column == 3 else "gray", vmin=limits[0], vmax=limits[1])  # type: ignore[attr-defined]
-        axis.set_xticks([])  # type: ignore[attr-defined]
-        axis.set_yticks([])  # type: ignore[attr-defined]
-    axes[0].set_ylabel(label, fontsize=9)  # type: ignore[attr-defined]
+        axis.imshow(picture, cmap="magma" if column == 3 else "gray", vmin=limits[0], vmax=limits[1])
+        axis.set_xticks([])
+        axis.set_yticks([])
+    axes[0].set_ylabel(label, fontsize=9)
