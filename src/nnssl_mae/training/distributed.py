@@ -75,6 +75,9 @@ def _join_processes(trainer: nnUNetTrainerMAE, device: torch.device, local_rank:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     trainer.is_ddp, trainer.local_rank = True, dist.get_rank()
     trainer._set_batch_size_and_oversample()
+    trainer.print_to_log_file(
+        f"{world_size} processes share the batch of {trainer.configuration_manager.batch_size} patches."
+    )
     trainer.network = DistributedDataParallel(
         trainer.network, device_ids=[local_rank] if device.type == "cuda" else None
     )
