@@ -81,6 +81,17 @@ def environment(**values: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def planner_environment(**values: str) -> Iterator[None]:
+    """Where nnU-Net's planner runs: silent, with at least one process.
+
+    ``nnUNet_n_proc_DA=0`` is fine for training but crashes the planner's memory estimate.
+    """
+    workers = os.environ.get("nnUNet_n_proc_DA", "1")
+    with environment(**values, nnUNet_n_proc_DA="1" if workers == "0" else workers), silence():
+        yield
+
+
+@contextlib.contextmanager
 def silence() -> Iterator[None]:
     """Drops what nnU-Net prints on stdout (its planner prints pages); errors and progress bars still show."""
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):

@@ -21,7 +21,7 @@ from nnssl_mae.checkpoints.read import Checkpoint
 from nnssl_mae.checkpoints.transfer import Part, select, widen_stem
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import read_json, sha256, whole_file, write_json
-from nnssl_mae.folders import environment, find_dataset, nnunet_folder, silence
+from nnssl_mae.folders import find_dataset, nnunet_folder, planner_environment
 from nnssl_mae.plans import CONFIGURATION, data_identifier, make_block
 from nnssl_mae.recipes import PLANS_BLOCK, FinetuneRecipe
 
@@ -110,10 +110,8 @@ def _stock_plans(number: int, dataset: str, folder: Path) -> dict[str, Any]:
     if not existing:
         if not (nnunet_folder("nnUNet_raw") / dataset / "dataset.json").is_file():
             raise UserError(f"{dataset} has no dataset.json in nnUNet_raw; it must be a labelled nnU-Net dataset")
-        workers = os.environ.get("nnUNet_n_proc_DA", "1")
-        # nnUNet_n_proc_DA=0 is fine for training but crashes the planner's memory estimate.
         print(f"Running nnU-Net's fingerprint and planner for {dataset} first ...", flush=True)
-        with environment(nnUNet_n_proc_DA="1" if workers == "0" else workers), silence():
+        with planner_environment():
             extract_fingerprints([number], num_processes=int(os.environ.get("nnUNet_def_n_proc", "8")))
             plan_experiments([number], experiment_planner_class_name="nnUNetPlannerResEncL")
         existing = [folder / f"{_STOCK_PLANS[0]}.json"]

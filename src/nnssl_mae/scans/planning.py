@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 )
 
 from nnssl_mae.errors import UserError
-from nnssl_mae.folders import environment, silence
+from nnssl_mae.folders import planner_environment
 from nnssl_mae.masking import block_edges
 from nnssl_mae.plans import (
     CONFIGURATION,
@@ -104,16 +103,7 @@ def _stock_plans(
         }
         (raw / name / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
         (preprocessed / name / "dataset_fingerprint.json").write_text(json.dumps(fingerprint), encoding="utf-8")
-        # nnUNet_n_proc_DA=0 is fine for training but crashes the planner's memory estimate.
-        workers = os.environ.get("nnUNet_n_proc_DA", "1")
-        with (
-            environment(
-                nnUNet_raw=str(raw),
-                nnUNet_preprocessed=str(preprocessed),
-                nnUNet_n_proc_DA="1" if workers == "0" else workers,
-            ),
-            silence(),
-        ):
+        with planner_environment(nnUNet_raw=str(raw), nnUNet_preprocessed=str(preprocessed)):
             planner(
                 name,
                 plans_name=PRETRAINING_PLANS,

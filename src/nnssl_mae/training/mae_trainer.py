@@ -163,12 +163,14 @@ class nnUNetTrainerMAE(OneHeadTrainer):
 
     # ------------------------------------------------------------------ steps
 
-    def _reconstruct(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Reconstruction, target and mask on the device."""
+    def _reconstruct(
+        self, batch: Batch, network: nn.Module | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Reconstruction, target and mask on the device; by another form of the network where one is given."""
         data = batch["data"].to(self.device, non_blocking=True)
         hidden = batch["hidden"].to(self.device, non_blocking=True)
         with torch.autocast(self.device.type) if self.device.type == "cuda" else nullcontext():
-            return self.network(hide(data, hidden)), data, hidden
+            return (network or self.network)(hide(data, hidden)), data, hidden
 
     def train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
         """One optimiser step. The loss stays on the device until the epoch ends."""
@@ -263,11 +265,9 @@ class nnUNetTrainerMAE(OneHeadTrainer):
         with torch.no_grad():
             for index in range(len(self.preview_batches)):
                 batch = self.preview_batches[index]
-                data, hidden = batch["data"].to(self.device), batch["hidden"].to(self.device)
-                with torch.autocast(self.device.type) if self.device.type == "cuda" else nullcontext():
-                    # The bare network: one process alone must not start a distributed forward.
-                    prediction = bare_network(self.network)(hide(data, hidden))
-                mask = hidden_voxels(batch["hidden"], data.shape[2:])
+                # The bare network: one process alone must not start a distributed forward.
+                prediction, *_ = self._reconstruct(batch, bare_network(self.network))
+                mask = hidden_voxels(batch["hidden"], batch["data"].shape[2:])
                 arrays = (batch["data"], prediction.float().cpu(), mask)
                 for case, *volumes in zip(batch["cases"], *arrays, strict=True):
                     cases.append(PreviewCase(case, *(volume[0].numpy() for volume in volumes)))
