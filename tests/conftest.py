@@ -15,7 +15,8 @@ os.environ["nnUNet_n_proc_DA"] = "1"
 
 from rich.console import Console
 
-from nnssl_mae.recipes import Recipe, parse_recipe
+from nnssl_mae.recipes.pretraining import Recipe
+from nnssl_mae.recipes.reading import parse_recipe
 from nnssl_mae.scans.prepare import prepare
 from tests.tiny_scans import write_unlabelled
 

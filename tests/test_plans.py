@@ -7,7 +7,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnssl_mae.errors import UserError
 from nnssl_mae.plans import CONFIGURATION, data_identifier, network_configuration, read_block, same_topology
-from nnssl_mae.recipes import load_recipe, override
+from nnssl_mae.recipes.reading import load_recipe, override
 
 
 def arguments(architecture: dict) -> dict:

@@ -1,7 +1,8 @@
 import pytest
 
 from nnssl_mae.errors import UserError
-from nnssl_mae.recipes import finetune_recipe, load_recipe, override, parse_recipe, shipped_recipes
+from nnssl_mae.recipes.finetuning import finetune_recipe
+from nnssl_mae.recipes.reading import load_recipe, override, parse_recipe, shipped_recipes
 
 
 @pytest.mark.parametrize("name", ["mae", "smoke", "demo", "demo_full"])

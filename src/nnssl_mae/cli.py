@@ -121,7 +121,7 @@ def prepare(
 ) -> None:
     """Prepare unlabelled scans for pre-training: check, plan, preprocess."""
     from nnssl_mae.plans import CONFIGURATION, PRETRAINING_PLANS
-    from nnssl_mae.recipes import load_recipe, override
+    from nnssl_mae.recipes.reading import load_recipe, override
     from nnssl_mae.scans.prepare import prepare as run
 
     published = load_recipe(recipe)
@@ -193,7 +193,7 @@ def adapt(
     """Fit a pre-trained network to a labelled nnU-Net dataset: writes plans and the weights to start from."""
     from nnssl_mae.checkpoints.read import read_checkpoint
     from nnssl_mae.downstream.adapt import adapt as run
-    from nnssl_mae.recipes import finetune_recipe
+    from nnssl_mae.recipes.finetuning import finetune_recipe
 
     if transfer not in ("encoder", "encoder+decoder"):
         raise UserError(f"--transfer {transfer} is not possible; use 'encoder' or 'encoder+decoder'")

@@ -14,8 +14,10 @@ from nnunetv2.experiment_planning.experiment_planners.network_topology import ge
 
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import short_hash
-from nnssl_mae.recipes import PLANS_BLOCK, PLANS_SCHEMA, NetworkRecipe
+from nnssl_mae.recipes.pretraining import NetworkRecipe
 
+PLANS_BLOCK = "nnssl_mae"
+PLANS_SCHEMA = 2
 CONFIGURATION = "3d_fullres_mae"
 PRETRAINING_PLANS = "nnsslMAEPlans"
 _MIN_FEATURE_MAP_EDGE = 4  # as nnU-Net's ResEnc planners

@@ -10,7 +10,7 @@ from nnssl_mae.checkpoints.transfer import STEM, load_into, select, widen_stem
 from nnssl_mae.downstream.adapt import adapt
 from nnssl_mae.errors import UserError
 from nnssl_mae.plans import CONFIGURATION
-from nnssl_mae.recipes import finetune_recipe
+from nnssl_mae.recipes.finetuning import finetune_recipe
 from tests.labelled import write_labelled_with_plans
 
 RECIPE = finetune_recipe(False, 4, 2)

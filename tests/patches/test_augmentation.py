@@ -4,7 +4,7 @@ import torch
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 
 from nnssl_mae.patches.augmentation import SpatialAugmentation, crop, sample_corner
-from nnssl_mae.recipes import AugmentationRecipe
+from nnssl_mae.recipes.pretraining import AugmentationRecipe
 
 PATCH = (16, 16, 16)
 

@@ -12,7 +12,7 @@ from nnssl_mae.patches.loader import (
     training_stream,
     validation_stream,
 )
-from nnssl_mae.recipes import AugmentationRecipe
+from nnssl_mae.recipes.pretraining import AugmentationRecipe
 
 SETTINGS = PatchSettings(patch_size=(32, 32, 32), grid=(4, 4, 4), ratio=0.75, seed=7)
 

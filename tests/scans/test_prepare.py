@@ -15,7 +15,8 @@ from rich.console import Console
 
 from nnssl_mae.errors import ResumableError, UserError
 from nnssl_mae.plans import CONFIGURATION, network_configuration
-from nnssl_mae.recipes import Recipe, override
+from nnssl_mae.recipes.pretraining import Recipe
+from nnssl_mae.recipes.reading import override
 from nnssl_mae.scans import prepare as prepare_module
 from nnssl_mae.scans.cases import read_cases
 from nnssl_mae.scans.planning import topology_note

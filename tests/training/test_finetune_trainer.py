@@ -13,7 +13,7 @@ from nnssl_mae.checkpoints.read import read_checkpoint
 from nnssl_mae.downstream.adapt import adapt
 from nnssl_mae.errors import UserError
 from nnssl_mae.plans import CONFIGURATION
-from nnssl_mae.recipes import finetune_recipe
+from nnssl_mae.recipes.finetuning import finetune_recipe
 from nnssl_mae.training.finetune_trainer import nnUNetTrainerMAEFinetune
 from tests.labelled import write_labelled_with_plans
 from tests.training.trainers import assert_same_weights, make_trainer, weights

@@ -4,7 +4,7 @@ import pytest
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
-from nnssl_mae.recipes import finetune_recipe
+from nnssl_mae.recipes.finetuning import finetune_recipe
 from nnssl_mae.training.schedules import FinetuneSchedule, learning_rate
 
 

@@ -12,7 +12,7 @@ import torch
 
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import sha256
-from nnssl_mae.recipes import PLANS_SCHEMA
+from nnssl_mae.plans import PLANS_SCHEMA
 
 _NETWORKS = {"ResidualEncoderUNet": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"}
 _TORCH_CLASS = re.compile(r"torch\.nn\.(modules\.\w+\.)?\w+")

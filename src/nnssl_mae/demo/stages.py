@@ -18,7 +18,7 @@ from nnssl_mae.demo.size import FULL, SMALL, DemoSize
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import sha256, write_json
 from nnssl_mae.plans import CONFIGURATION
-from nnssl_mae.recipes import configs_folder
+from nnssl_mae.recipes.reading import configs_folder
 
 _LABELLED_PREPROCESSED = Path("nnUNet_preprocessed") / LABELLED_FOLDER.name
 _UNLABELLED_DATASET = f"Dataset{UNLABELLED}_{UNLABELLED_NAME}"

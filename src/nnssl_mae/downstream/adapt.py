@@ -22,8 +22,8 @@ from nnssl_mae.checkpoints.transfer import Part, select, widen_stem
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import read_json, sha256, whole_file, write_json
 from nnssl_mae.folders import find_dataset, nnunet_folder, planner_environment
-from nnssl_mae.plans import CONFIGURATION, data_identifier, make_block
-from nnssl_mae.recipes import PLANS_BLOCK, FinetuneRecipe
+from nnssl_mae.plans import CONFIGURATION, PLANS_BLOCK, data_identifier, make_block
+from nnssl_mae.recipes.finetuning import FinetuneRecipe
 
 _STOCK_PLANS = ("nnUNetResEncUNetLPlans", "nnUNetResEncUNetMPlans", "nnUNetResEncUNetXLPlans", "nnUNetPlans")
 _PLAN_AGAIN = "run nnUNetv2_extract_fingerprint and nnUNetv2_plan_experiment for this dataset again"

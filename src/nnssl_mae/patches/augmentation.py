@@ -15,7 +15,7 @@ from nnunetv2.configuration import ANISO_THRESHOLD
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 
 from nnssl_mae.patches.randomness import global_generators
-from nnssl_mae.recipes import AugmentationRecipe
+from nnssl_mae.recipes.pretraining import AugmentationRecipe
 
 _STOCK_SCALE_RANGE = (0.85, 1.25)  # nnU-Net's own numbers for the size of the region that is read
 

@@ -20,13 +20,14 @@ from nnssl_mae.folders import planner_environment
 from nnssl_mae.masking import block_edges
 from nnssl_mae.plans import (
     CONFIGURATION,
+    PLANS_BLOCK,
     PRETRAINING_PLANS,
     data_identifier,
     make_block,
     network_configuration,
     same_topology,
 )
-from nnssl_mae.recipes import PLANS_BLOCK, Recipe
+from nnssl_mae.recipes.pretraining import Recipe
 
 READERS = {"RAS": "NibabelIOWithReorient", "as_stored": "SimpleITKIO"}
 

@@ -27,7 +27,7 @@ from nnssl_mae.errors import ResumableError, UserError
 from nnssl_mae.files import short_hash, write_json
 from nnssl_mae.folders import dataset_name, datasets_with_number, nnunet_folder
 from nnssl_mae.plans import CONFIGURATION, PRETRAINING_PLANS, describe_topology
-from nnssl_mae.recipes import Recipe
+from nnssl_mae.recipes.pretraining import Recipe
 from nnssl_mae.scans.cases import CaseRow, write_cases
 from nnssl_mae.scans.find import Scan, find_scans
 from nnssl_mae.scans.measure import Measurement, fingerprint, measure_scan, samples_a_scan

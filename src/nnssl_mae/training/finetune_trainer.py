@@ -15,7 +15,7 @@ from nnssl_mae.checkpoints.transfer import load_into
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import sha256
 from nnssl_mae.plans import read_block
-from nnssl_mae.recipes import FinetuneRecipe
+from nnssl_mae.recipes.finetuning import FinetuneRecipe
 from nnssl_mae.training.one_head_trainer import OneHeadTrainer
 from nnssl_mae.training.schedules import FinetuneSchedule
 from nnssl_mae.training.state import bare_network, training_state, write_checkpoint

@@ -33,8 +33,8 @@ from nnssl_mae.patches.loader import (
     validation_stream,
 )
 from nnssl_mae.patches.splits import hold_out_by_subject
-from nnssl_mae.plans import read_block
-from nnssl_mae.recipes import PLANS_SCHEMA, parse_recipe
+from nnssl_mae.plans import PLANS_SCHEMA, read_block
+from nnssl_mae.recipes.reading import parse_recipe
 from nnssl_mae.scans.cases import read_cases
 from nnssl_mae.training.logger import METRICS, PretrainingLogger, keep_paths_out_of_wandb
 from nnssl_mae.training.one_head_trainer import OneHeadTrainer

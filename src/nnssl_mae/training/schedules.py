@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.optim import Optimizer
 
-from nnssl_mae.recipes import FinetuneRecipe
+from nnssl_mae.recipes.finetuning import FinetuneRecipe
 
 _EXPONENT = 0.9
 

@@ -1,0 +1,237 @@
+"""The pre-training recipe: data, network, masking, loss, augmentation, optimiser, schedule.
+
+Read from YAML (``configs/*.yaml`` or a user's own file), stored inside nnU-Net's plans as part of the block
+``nnssl_mae``, and read back from there by the trainer.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from nnssl_mae.recipes.base import FrozenRecipe, Interval, Probability, Size3, Spacing3
+from nnssl_mae.recipes.intensity import IntensityRecipe
+
+Ratio = Annotated[float, Field(ge=0.05, le=0.95)]
+
+
+class DataRecipe(FrozenRecipe):
+    """How a scan becomes a preprocessed volume. Stock nnU-Net can repeat every step but the clip at prediction time."""
+
+    spacing: Spacing3 | Literal["native", "median"] = (1.0, 1.0, 1.0)
+    """Voxel edge lengths in mm in the reader's axis order (z, y, x); ``native`` keeps each scan's own grid,
+    ``median`` is nnU-Net's usual choice for the dataset."""
+    orientation: Literal["RAS", "as_stored"] = "RAS"
+    """``RAS`` reorients NIfTI files on reading (nnU-Net's NibabelIOWithReorient, undone on export)."""
+    normalisation: Literal["ZScoreNormalization", "RescaleTo01Normalization"] = "ZScoreNormalization"
+    """Name of nnU-Net's normalisation class."""
+    normalise_inside_mask: bool = False
+    """Compute the statistics over non-zero voxels only (nnU-Net's ``use_mask_for_norm``)."""
+    clip_percentile: float | None = Field(None, gt=50, le=100)
+    """Clip each scan from above at this percentile of all its voxels before anything else. Stock nnU-Net cannot
+    repeat it when it fine-tunes and predicts, so it is off except where a paper did it."""
+
+
+class NetworkRecipe(FrozenRecipe):
+    """The network and its sizes. Strides and kernels come from nnU-Net's planner functions for this patch."""
+
+    backbone: Literal["resenc", "plain", "amaes_unet"] = "resenc"
+    """``resenc``: nnU-Net's Residual Encoder U-Net. ``plain``: nnU-Net's U-Net with strided convolutions.
+    ``amaes_unet``: the U-Net with max pooling of AMAES; models with it need this package to predict."""
+    patch_size: Size3 | Literal["planner"] = (160, 160, 160)
+    """Voxels. ``planner`` leaves patch, batch and network to nnU-Net's own plan."""
+    batch_size: int = Field(8, ge=1)
+    """Patches a step, over all GPUs together."""
+    base_features: int = Field(32, ge=1)
+    """Channels of the first stage, doubled at each stage."""
+    max_features: int = Field(320, ge=1)
+    """Upper limit of the channels of a stage."""
+    blocks_per_stage: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 3, 4, 6, 6, 6)
+    """Residual blocks (``resenc``) or convolutions of each encoder stage; the last number repeats if the patch allows
+    more stages."""
+    convs_per_decoder_stage: int = Field(1, ge=1)
+    """Convolutions of each decoder stage."""
+    max_stages: int | None = Field(None, ge=2)
+    """Upper limit of the number of stages; none leaves it to the patch size."""
+    decoder: Literal["stock", "light"] = "stock"
+    """``stock``: nnU-Net's decoder. ``light``: per level one transposed convolution and one convolution, without
+    skip connections, thrown away after pre-training."""
+    skips: bool = True
+    """Whether the decoder sees the encoder's skip connections during pre-training; a light decoder never does."""
+    sparse: bool = False
+    """Masked convolutions and norms in the encoder: features of hidden positions stay zero and out of the statistics
+    (S3D, after SparK)."""
+    mask_tokens: bool = False
+    """Before the decoder, hidden positions of each resolution are filled with a learned vector. Needs ``sparse``."""
+    densify: bool = False
+    """After that, a 3x3x3 convolution at each resolution but the highest. Needs ``sparse``."""
+    checkpoint_activations: bool = False
+    """Recompute the activations of each encoder and decoder stage in the backward pass: about a third more time, much
+    less memory, the same result."""
+
+
+class MaskingRecipe(FrozenRecipe):
+    """Which part of a patch is hidden, and what the network sees instead."""
+
+    block_size: int = Field(16, ge=1)
+    """Edge of the hidden cubes in voxels."""
+    ratio: Ratio | tuple[Ratio, Ratio] = 0.75
+    """Share of the blocks that is hidden, exactly; or (low, high), from which the share is drawn uniformly."""
+    ratio_drawn_per: Literal["batch", "sample"] = "batch"
+    """Whether all patches of a step share a drawn ratio. A single number needs no draw."""
+    region: Literal["uniform", "foreground"] = "uniform"
+    """``uniform``: all blocks are alike. ``foreground``: the ratio applies to blocks with more than 10 % head or
+    body; air stays visible and out of the loss."""
+    hidden_value: Literal["zero", "token"] = "zero"
+    """What stands in hidden voxels of the input: zero, or one learned number a channel."""
+
+
+class LossRecipe(FrozenRecipe):
+    """Squared error: where, and against what. Padding and excluded regions never count."""
+
+    region: Literal["hidden", "all", "weighted"] = "hidden"
+    """``hidden``: hidden voxels only. ``all``: every voxel alike. ``weighted``: visible voxels count less."""
+    visible_weight: float = Field(0.1, ge=0)
+    """Weight of a visible voxel relative to a hidden one, with ``weighted``."""
+    target_normalisation: Literal["none", "block"] = "none"
+    """``block``: each block of the target has zero mean and unit variance (He et al. 2022, arXiv 2111.06377)."""
+    respect_exclusion: bool = True
+    """Leave out the voxels of exclusion masks (defaced, anonymised) found beside the scans. Off costs Dice in
+    published work; it is here to measure that."""
+
+
+class AugmentationRecipe(FrozenRecipe):
+    """Augmentation of the patch (batchgeneratorsv2): spatial first, then intensity, then hiding."""
+
+    rotation_degrees: float = Field(30.0, ge=0, le=180)
+    """Largest angle about each axis."""
+    rotation_probability: Probability = 0.2
+    """Share of the patches that are rotated."""
+    rotation_probability_axis: Probability = 1.0
+    """Share of the axes about which a rotated patch is turned."""
+    scale: Interval = (0.7, 1.4)
+    """Range of the zoom factor; larger numbers show smaller structures."""
+    scale_probability: Probability = 0.2
+    """Share of the patches that are zoomed."""
+    elastic_probability: Probability = 0.0
+    """Share of the patches that are deformed."""
+    elastic_scale: Interval = (0.15, 0.25)
+    """Smoothness of the deformation: standard deviation of the smoothing, as a share of the patch edge."""
+    elastic_magnitude: Interval = (0.3, 2.0)
+    """Largest displacement in voxels."""
+    mirror: bool = True
+    """Flip each axis with probability one half."""
+    intensity: IntensityRecipe = IntensityRecipe()
+    """Changes of the input's intensities."""
+    reversal: bool = False
+    """The target is the patch before the intensity changes, so the network learns to undo them (AMAES); otherwise the
+    target is what the network is shown."""
+
+
+class OptimiserRecipe(FrozenRecipe):
+    """Optimiser, clipping and number format."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """``sgd``: with Nesterov momentum, as nnU-Net. ``adamw``: betas 0.9 and 0.999."""
+    learning_rate: float = Field(1e-2, gt=0)
+    """Peak of the schedule."""
+    momentum: float = Field(0.99, ge=0, lt=1)
+    """Nesterov momentum; without effect with ``adamw``."""
+    weight_decay: float = Field(3e-5, ge=0)
+    """L2 penalty, decoupled with ``adamw``."""
+    gradient_clip: float | None = Field(12.0, gt=0)
+    """Largest norm of the gradient of all weights together."""
+    precision: Literal["fp16", "bf16", "fp32"] = "fp16"
+    """Number format of the forward pass on a GPU; on a CPU always fp32. Losses and norm statistics are fp32."""
+
+
+class ScheduleRecipe(FrozenRecipe):
+    """How long, at which learning rate, and what is written when."""
+
+    epochs: int = Field(1000, ge=1)
+    """All epochs, warm-up included."""
+    iterations: int | Literal["dataset"] = 250
+    """Optimiser steps an epoch; ``dataset``: one crop of every volume."""
+    warmup_epochs: int = Field(0, ge=0)
+    """Epochs in which the rate rises linearly to its peak."""
+    decay: Literal["polynomial", "cosine"] = "polynomial"
+    """How the rate falls to zero afterwards, a step an epoch; the polynomial has nnU-Net's exponent 0.9."""
+    patience: int | None = Field(None, ge=1)
+    """Stop when the validation loss has not improved for this many epochs; none never stops early."""
+    validation_cases: int = Field(400, ge=1)
+    """At most this many held-out scans are looked at after each epoch, always the same ones."""
+    checkpoint_every: int = Field(1, ge=1)
+    """Epochs between two writings of ``checkpoint_latest.pth``."""
+    preview_every: int = Field(50, ge=1)
+    """Epochs between two preview pictures."""
+
+
+class Recipe(FrozenRecipe):
+    """A complete pre-training recipe."""
+
+    name: str
+    """Name by which the recipe is chosen."""
+    summary: str
+    """One line for people."""
+    citation: tuple[str, ...] = ()
+    """What to cite when a checkpoint of this recipe is used."""
+    data: DataRecipe = DataRecipe()
+    """From scan to volume."""
+    network: NetworkRecipe = NetworkRecipe()
+    """The network and its sizes."""
+    masking: MaskingRecipe = MaskingRecipe()
+    """What is hidden."""
+    loss: LossRecipe = LossRecipe()
+    """What is compared."""
+    augmentation: AugmentationRecipe = AugmentationRecipe()
+    """How patches are varied."""
+    optimiser: OptimiserRecipe = OptimiserRecipe()
+    """How weights change."""
+    schedule: ScheduleRecipe = ScheduleRecipe()
+    """How long."""
+    seed: int = Field(12345, ge=0)
+    """Every draw of a run is a function of this number, the epoch, the iteration, the rank and the sample."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Recipe:
+        _check_sizes(self)
+        _check_network(self.network, self.masking)
+        if not isinstance(self.schedule.iterations, str) and self.schedule.iterations < 1:
+            raise ValueError("schedule.iterations must be at least 1, or 'dataset'")
+        if self.schedule.warmup_epochs >= self.schedule.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs {self.schedule.warmup_epochs} leaves nothing of {self.schedule.epochs} "
+                f"epochs; the nearest possible is {self.schedule.epochs - 1}"
+            )
+        if self.augmentation.reversal and not self.augmentation.intensity.active:
+            raise ValueError(
+                "augmentation.reversal has nothing to undo: switch on an intensity augmentation, or it off"
+            )
+        return self
+
+
+def _check_sizes(recipe: Recipe) -> None:
+    spacing, patch, ratio = recipe.data.spacing, recipe.network.patch_size, recipe.masking.ratio
+    if not isinstance(spacing, str) and min(spacing) <= 0:
+        raise ValueError(f"data.spacing {spacing} must be positive (mm)")
+    if not isinstance(patch, str) and min(patch) < 8:
+        raise ValueError(f"network.patch_size {patch} is smaller than 8 voxels; the nearest possible edge is 8")
+    if recipe.augmentation.scale[0] <= 0:
+        raise ValueError(f"augmentation.scale {recipe.augmentation.scale} must be positive")
+    if isinstance(ratio, tuple) and ratio[0] > ratio[1]:
+        raise ValueError(f"masking.ratio {ratio} must be (low, high); did you mean ({ratio[1]}, {ratio[0]})?")
+
+
+def _check_network(network: NetworkRecipe, masking: MaskingRecipe) -> None:
+    if network.decoder == "light" and network.skips:
+        raise ValueError("network.decoder 'light' has no skip connections: set network.skips to false")
+    if (network.mask_tokens or network.densify) and not network.sparse:
+        raise ValueError(
+            "network.mask_tokens and network.densify belong to a sparse encoder: set network.sparse to true"
+        )
+    if network.sparse and masking.hidden_value == "token":
+        raise ValueError(
+            "masking.hidden_value 'token' would never be seen by a sparse encoder: set it to 'zero' "
+            "(network.mask_tokens are the learned vectors of a sparse network)"
+        )
