@@ -44,6 +44,27 @@ def test_the_default_recipe_gives_the_published_network(plans: dict) -> None:
     assert not same_topology(found, network_configuration(architecture, smaller, (1, 1, 1), 16))
 
 
+@pytest.mark.parametrize("backbone", ["plain", "amaes_unet"])
+def test_other_backbones_are_planned_and_built_by_nnunet(plans: dict, backbone: str) -> None:
+    architecture = plans["configurations"][CONFIGURATION]["architecture"]
+    changes = {"network.backbone": backbone, "network.patch_size": (64, 64, 64), "network.blocks_per_stage": (2,)}
+    recipe = override(load_recipe("smoke"), changes)
+    found = network_configuration(architecture, recipe.network, (1, 1, 1), recipe.masking.block_size)
+    network = get_network_from_plans(**arguments(found["architecture"]), deep_supervision=False)
+    assert type(network).__name__ == {"plain": "PlainConvUNet", "amaes_unet": "AmaesUNet"}[backbone]
+    assert len(network.encoder.stages[0][0].convs) == 2
+    assert network(torch.zeros(1, 1, 64, 64, 64)).shape == (1, 1, 64, 64, 64)
+    # And back: plans of one backbone can become those of another.
+    again = network_configuration(found["architecture"], load_recipe("smoke").network, (1, 1, 1), 8)
+    assert "n_conv_per_stage" not in again["architecture"]["arch_kwargs"]
+
+
+def test_blocks_that_do_not_fill_the_patch_are_refused_with_the_nearest(plans: dict) -> None:
+    architecture = plans["configurations"][CONFIGURATION]["architecture"]
+    with pytest.raises(UserError, match=r"blocks of 24\^3.*--patch 192 192 192, or masking.block_size 20"):
+        network_configuration(architecture, load_recipe("mae").network, (1, 1, 1), 24)
+
+
 @pytest.mark.parametrize(("patch", "nearest"), [((100, 100, 100), "96 96 96"), ((160, 150, 160), "160 160 160")])
 def test_a_patch_that_does_not_fit_is_refused_with_the_nearest(plans: dict, patch, nearest) -> None:
     architecture = plans["configurations"][CONFIGURATION]["architecture"]

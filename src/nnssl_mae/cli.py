@@ -102,12 +102,39 @@ def _three(values: list[str], kind: Any, option: str, expected: str) -> Any:
     return numbers
 
 
+def _changes(published: Any, texts: list[str], spacing: str | None, patch: str | None, batch: int | None) -> Any:
+    """The user's changes of a recipe, dotted key by value: ``--set``, and the three options that are short for it."""
+    from nnssl_mae.recipes.pretraining import Recipe
+    from nnssl_mae.recipes.reading import assignments
+
+    changes = assignments(texts, Recipe)
+    short = {
+        "data.spacing": ("--spacing", None if spacing is None else _spacing(spacing.split())),
+        "network.patch_size": ("--patch", None if patch is None else _patch(patch.split())),
+        "network.batch_size": ("--batch", batch),
+    }
+    for key, (option, value) in short.items():
+        if value is None:
+            continue
+        if key in changes:
+            raise UserError(f"{option} and --set {key} decide the same value; leave one out")
+        changes[key] = value
+    is_planned = changes.get("network.patch_size", published.network.patch_size) == "planner"
+    if is_planned and "network.batch_size" in changes:
+        option = "--batch" if batch is not None else "--set network.batch_size"
+        raise UserError(f"{option} cannot be used with a planner patch: nnU-Net's plan decides both; leave one out")
+    return changes
+
+
 @app.command()
 def prepare(
     scans: Annotated[list[Path], typer.Argument(help="Folders of NIfTI scans (any depth) or single files.")],
     dataset: Dataset,
     name: Annotated[str, typer.Option("-n", "--name", help="Name of the new dataset.")],
     recipe: Annotated[str, typer.Option(help="Shipped recipe, or a YAML file.")] = "mae",
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Change one value of the recipe: masking.ratio=0.6. Repeatable.")
+    ] = None,
     spacing: Annotated[
         str | None, typer.Option(help="'1 1 1' (mm, z y x), 'native' (no resampling) or 'median'.")
     ] = None,
@@ -117,6 +144,9 @@ def prepare(
         str | None, typer.Option(help="Expression whose first group in the path is the subject.")
     ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable scans out.")] = False,
+    exclude_suffix: Annotated[
+        str, typer.Option(help="Ending of the names of exclusion masks beside the scans (defaced regions).")
+    ] = "_exclude",
     workers: Annotated[int, typer.Option("-np", help="Processes.", min=1)] = 4,
 ) -> None:
     """Prepare unlabelled scans for pre-training: check, plan, preprocess."""
@@ -125,26 +155,18 @@ def prepare(
     from nnssl_mae.scans.prepare import prepare as run
 
     published = load_recipe(recipe)
-    changes: dict[str, Any] = {}
-    if spacing is not None:
-        changes["data.spacing"] = _spacing(spacing.split())
-    if patch is not None:
-        changes["network.patch_size"] = _patch(patch.split())
-    if batch is not None:
-        if changes.get("network.patch_size", published.network.patch_size) == "planner":
-            raise UserError("--batch cannot be used with a planner patch: nnU-Net's plan decides both; leave one out")
-        changes["network.batch_size"] = batch
     console = Console()
     folder = run(
         scans,
         dataset,
         name,
-        override(published, changes),
+        override(published, _changes(published, changes or [], spacing, patch, batch)),
         published,
         console,
         subject_regex=subject_regex,
         skip_bad=skip_bad,
         workers=workers,
+        exclude_suffix=exclude_suffix,
     )
     console.print(f"Prepared {folder}", soft_wrap=True, highlight=False)
     console.print("Next, pre-train (add -device cpu without a GPU):")
@@ -158,20 +180,44 @@ def prepare(
 @app.command()
 def pretrain(
     dataset: Dataset,
-    plans: Annotated[str, typer.Option("-p", "--plans", help="Plans name.")] = "nnsslMAEPlans",
+    recipe: Annotated[
+        str | None, typer.Option(help="Another recipe than the one prepared with: writes plans for it first.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Change one value of --recipe: masking.ratio=0.6. Repeatable.")
+    ] = None,
+    plans: Annotated[
+        str | None,
+        typer.Option("-p", "--plans", help="Plans name; default nnsslMAEPlans, with --recipe nnsslMAEPlans_RECIPE."),
+    ] = None,
+    plan_only: Annotated[bool, typer.Option("--plan-only", help="Write the plans of --recipe and stop.")] = False,
     fold: Annotated[str, typer.Option("-f", "--fold", help="'all' or a number.")] = "all",
     device: Device = "cuda",
     resume: Annotated[bool, typer.Option("--c", help="Continue from the newest checkpoint.")] = False,
 ) -> None:
-    """Pre-train: as nnUNetv2_train does, and also under torchrun (several machines, or gloo on CPU)."""
+    """Pre-train: as nnUNetv2_train does, with any recipe, and also under torchrun (several machines, gloo on CPU)."""
     from nnssl_mae.folders import find_dataset, nnunet_folder
+    from nnssl_mae.plans import CONFIGURATION, PRETRAINING_PLANS
+    from nnssl_mae.recipes.reading import load_recipe
+    from nnssl_mae.scans.planning import write_plans_for
     from nnssl_mae.training.distributed import pretrain as run
 
     if fold != "all" and not fold.isdigit():
         raise UserError(f"--fold {fold} is not possible; use 'all' or a number")
+    if recipe is None and (changes or plan_only):
+        raise UserError("--set and --plan-only need --recipe: without one, the plans decide everything")
     name = find_dataset(dataset)
+    folder = nnunet_folder("nnUNet_preprocessed") / name
+    if recipe is not None:
+        plans = write_plans_for(folder, load_recipe(recipe, changes or ()), plans)
+        say = partial(Console().print, soft_wrap=True, highlight=False)
+        say(f"Plans {folder / plans}.json; with nnU-Net's own command:")
+        say(f"  nnUNetv2_train {dataset} {CONFIGURATION} {fold} -tr nnUNetTrainerMAE -p {plans}")
+    if plan_only:
+        return
+    plans = plans or PRETRAINING_PLANS
     nnunet_folder("nnUNet_results")
-    if not (nnunet_folder("nnUNet_preprocessed") / name / f"{plans}.json").is_file():
+    if not (folder / f"{plans}.json").is_file():
         raise UserError(f"{name} has no plans '{plans}'; make them with `nnssl-mae prepare`")
     run(name, plans, fold if fold == "all" else int(fold), device, resume)
 
@@ -185,20 +231,29 @@ def adapt(
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Write the matched control: same plans, no weights.")
     ] = False,
-    epochs: Annotated[int, typer.Option(help="Fine-tuning epochs.", min=1)] = 1000,
-    iterations: Annotated[int, typer.Option(help="Steps an epoch.", min=1)] = 250,
+    schedule: Annotated[
+        str | None,
+        typer.Option(help="Fine-tuning recipe or YAML file; default 'warmup', with --from-scratch 'scratch'."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Fine-tuning epochs; default the recipe's.", min=1)] = None,
+    iterations: Annotated[int | None, typer.Option(help="Steps an epoch; default the recipe's.", min=1)] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Change one value of the recipe: layer_decay=0.75. Repeatable.")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Patches a step.", min=1)] = 2,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace plans of this name.")] = False,
 ) -> None:
     """Fit a pre-trained network to a labelled nnU-Net dataset: writes plans and the weights to start from."""
     from nnssl_mae.checkpoints.read import read_checkpoint
     from nnssl_mae.downstream.adapt import adapt as run
-    from nnssl_mae.recipes.finetuning import finetune_recipe
+    from nnssl_mae.recipes.finetuning import load_finetune_recipe
 
     if transfer not in ("encoder", "encoder+decoder"):
         raise UserError(f"--transfer {transfer} is not possible; use 'encoder' or 'encoder+decoder'")
     plans_name = name or ("nnsslMAEScratchPlans" if from_scratch else "nnsslMAEFinetunePlans")
-    recipe = finetune_recipe(from_scratch, epochs, iterations)
+    recipe = load_finetune_recipe(
+        schedule or ("scratch" if from_scratch else "warmup"), epochs, iterations, changes or ()
+    )
     part: Any = None if from_scratch else transfer
     result = run(read_checkpoint(checkpoint), dataset, plans_name, recipe, part, batch, overwrite)
     _print_next_steps(Console(), dataset, result)
@@ -217,6 +272,60 @@ def _print_next_steps(console: Console, dataset: int, result: Any) -> None:
     trainer = f"-tr nnUNetTrainerMAEFinetune -p {result.plans_name}"
     say(f"  nnUNetv2_train {dataset} {CONFIGURATION} 0 {trainer}")
     say(f"  nnUNetv2_predict -d {dataset} -i INPUT -o OUTPUT -c {CONFIGURATION} {trainer} -f 0")
+
+
+@app.command()
+def schedule(
+    recipe: Annotated[str, typer.Argument(help="Fine-tuning or pre-training recipe: a shipped one, or a YAML file.")],
+    epochs: Annotated[int | None, typer.Option(help="In place of the recipe's epochs.", min=1)] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Change one value of the recipe: layer_decay=0.75. Repeatable.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Picture to write (.png).")] = None,
+) -> None:
+    """Show what a recipe trains when, and at which learning rate."""
+    from nnssl_mae.evaluation.schedule_plot import draw_schedule, print_schedule, timeline
+    from nnssl_mae.recipes.finetuning import load_any_recipe
+
+    console = Console()
+    plan = timeline(load_any_recipe(recipe, epochs, changes or ()))
+    print_schedule(plan, console)
+    if plot is not None:
+        draw_schedule(plan, plot)
+        console.print(f"Wrote {plot}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def preview(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A pre-training checkpoint of nnssl_mae or of nnssl (OpenMind), or its folder.")
+    ],
+    scans: Annotated[list[Path], typer.Argument(help="NIfTI scans, or folders of them.")],
+    ratio: Annotated[
+        float | None, typer.Option(help="Share of the blocks to hide; default as trained, or the middle of its range.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides which blocks are hidden, the same in every scan.")] = 0,
+    block_size: Annotated[int | None, typer.Option(help="Edge of the blocks in voxels; default as trained.")] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the files.")] = Path("preview"),
+    device: Annotated[str | None, typer.Option(help="cuda or cpu; default a GPU where there is one.")] = None,
+) -> None:
+    """See what a pre-trained network makes of hidden blocks: a picture and NIfTI files of the centre of each scan.
+
+    CASE_preview.png: three planes, with the metrics over hidden voxels.
+
+    CASE_input: the patch as the network was trained on, with normalised values.
+
+    CASE_hidden_input: what the network sees.
+
+    CASE_reconstruction: what it gives, everywhere, though only hidden blocks were asked of it.
+
+    CASE_combined: the same in hidden blocks, the input in visible ones.
+
+    Viewers lay all NIfTI files over the scan.
+    """
+    from nnssl_mae.evaluation.preview_scans import preview as run
+
+    run(checkpoint, scans, out, Console(), ratio, seed, block_size, device)
 
 
 @app.command()

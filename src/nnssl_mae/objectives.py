@@ -6,62 +6,130 @@ import torch
 from torch.nn import functional as F
 
 from nnssl_mae.masking import as_blocks, hidden_voxels
+from nnssl_mae.recipes.pretraining import LossRecipe
+
+_EPS = 1e-6  # of the block variance, as in He et al. 2022
 
 
-def hidden_squared_error(prediction: torch.Tensor, target: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """Mean squared error over hidden voxels, the loss of S3D's plain MAE (arXiv 2410.23132).
+def reconstruction_loss(
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    hidden: torch.Tensor,
+    recipe: LossRecipe,
+    air: torch.Tensor | None = None,
+    excluded: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Squared error, averaged over the voxels of a sample and then over samples.
 
-    Computed in 32 bit, reduced block by block, without a mask of full resolution and without a host sync.
+    Each sample counts the same, whatever the others hide. Computed in 32 bit and reduced block by block, without a
+    host sync, and without a mask of full resolution unless ``excluded`` brings one.
 
     Args:
         prediction, target: (B, C, D, H, W).
         hidden: bool (B, 1, d, h, w), True = hidden.
+        recipe: where it counts, and whether blocks of the target are normalised.
+        air: bool (B, 1, d, h, w), True = the block never counts.
+        excluded: bool (B, 1, D, H, W), True = the voxel never counts; its gradient is exactly zero.
 
     Returns:
         scalar tensor.
     """
-    return (hidden_error_sums(prediction, target, hidden) / hidden_counts(target, hidden)).mean()
+    if recipe.target_normalisation == "block":
+        target = normalise_blocks(target, hidden)
+    weights = block_weights(hidden, recipe)
+    if air is not None:
+        weights = weights * ~air
+    errors, counts = block_errors(prediction, target, hidden, excluded)
+    dims = (1, 2, 3, 4)
+    # A sample of which nothing counts adds zero, not a division by zero.
+    return ((errors * weights).sum(dim=dims) / (counts * weights).sum(dim=dims).clamp_min(1e-6)).mean()
 
 
-def hidden_error_sums(prediction: torch.Tensor, target: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """Sum of squared errors over hidden voxels of each sample, (B,)."""
+def block_weights(hidden: torch.Tensor, recipe: LossRecipe) -> torch.Tensor:
+    """How much a voxel of each block counts, (B, 1, d, h, w)."""
+    visible = {"hidden": 0.0, "all": 1.0, "weighted": recipe.visible_weight}[recipe.region]
+    return torch.where(hidden, 1.0, visible)
+
+
+def block_errors(
+    prediction: torch.Tensor, target: torch.Tensor, hidden: torch.Tensor, excluded: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum of squared errors and number of counted values in each block, all channels together: (B, 1, d, h, w) twice.
+
+    ``excluded`` is bool (B, 1, D, H, W).
+    """
     error = (prediction.float() - target.float()).square()
-    per_block = as_blocks(error, hidden).sum(dim=(3, 5, 7))
-    return (per_block * hidden).sum(dim=(1, 2, 3, 4))
+    if excluded is None:
+        values_per_block = target[0].numel() // hidden[0].numel()
+        counts = torch.full(hidden.shape, float(values_per_block), device=target.device)
+    else:
+        error = error.masked_fill(excluded, 0.0)
+        counts = as_blocks((~excluded).float(), hidden).sum(dim=(3, 5, 7)) * target.shape[1]
+    return as_blocks(error, hidden).sum(dim=(1, 3, 5, 7)).unsqueeze(1), counts
 
 
-def hidden_counts(target: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """Number of hidden values of each sample, (B,), all channels together."""
-    values_per_block = target[0].numel() // hidden[0].numel()
-    return hidden.sum(dim=(1, 2, 3, 4)) * values_per_block
+def normalise_blocks(volumes: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """Each block and channel with zero mean and unit variance (He et al. 2022, arXiv 2111.06377), 32 bit."""
+    mean, std = _block_statistics(volumes, hidden)
+    return ((as_blocks(volumes.float(), hidden) - mean) / std).reshape(volumes.shape)
+
+
+def denormalise_blocks(prediction: torch.Tensor, target: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """A prediction of normalised blocks in the units of ``target``, by the true mean and spread of each block.
+
+    For metrics and pictures: a network that learnt normalised blocks does not predict their brightness.
+    """
+    mean, std = _block_statistics(target, hidden)
+    return (as_blocks(prediction.float(), hidden) * std + mean).reshape(prediction.shape)
+
+
+def _block_statistics(volumes: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    blocks = as_blocks(volumes.float(), hidden)
+    variance, mean = torch.var_mean(blocks, dim=(3, 5, 7), correction=0, keepdim=True)
+    return mean, (variance + _EPS).sqrt()
 
 
 def reconstruction_metrics(
-    prediction: torch.Tensor, target: torch.Tensor, hidden: torch.Tensor, data_range: torch.Tensor
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    hidden: torch.Tensor,
+    data_range: torch.Tensor,
+    excluded: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """Loss, PSNR, SSIM and R2 of each sample over hidden voxels only; visible voxels are never pasted in.
 
     Args:
-        prediction, target: (B, 1, D, H, W).
+        prediction, target: (B, 1, D, H, W), in the units of the volume.
         hidden: bool (B, 1, d, h, w), True = hidden.
         data_range: (B,), the 0.5 to 99.5 percentile range of each whole volume.
+        excluded: bool (B, 1, D, H, W), True = not looked at.
 
     Returns:
-        tensors (B,): ``loss``; ``psnr`` in dB; ``ssim`` (nan where no window lies wholly in hidden voxels); ``r2``
-        against filling with the mean of the visible voxels (0 = no better, 1 = perfect).
+        tensors (B,): ``loss``, the mean squared error; ``psnr`` in dB; ``ssim`` (nan where no window lies wholly in
+        hidden voxels); ``r2`` against filling with the mean of the visible voxels (0 = no better, 1 = perfect). All
+        are nan for a sample of which no hidden voxel counts.
     """
     prediction, target = prediction.float(), target.float()
+    counted = torch.ones_like(target, dtype=torch.bool) if excluded is None else ~excluded
     mask = hidden_voxels(hidden, target.shape[2:])
-    error = hidden_error_sums(prediction, target, hidden)
-    loss = error / hidden_counts(target, hidden)
-    visible_mean = _masked_mean(target, ~mask)
-    baseline = hidden_error_sums(visible_mean[:, None, None, None, None].expand_as(target), target, hidden)
+    visible_mean = _masked_mean(target, ~mask & counted)[:, None, None, None, None].expand_as(target)
+    loss = _hidden_mean_error(prediction, target, hidden, excluded)
+    baseline = _hidden_mean_error(visible_mean, target, hidden, excluded)
     return {
         "loss": loss,
         "psnr": 10 * torch.log10(data_range.square().clamp_min(1e-12) / loss.clamp_min(1e-12)),
-        "ssim": _hidden_ssim(prediction, target, mask, data_range, window=_window(hidden, target)),
-        "r2": 1 - error / baseline.clamp_min(1e-12),
+        "ssim": _hidden_ssim(prediction, target, mask & counted, data_range, window=_window(hidden, target)),
+        "r2": 1 - loss / baseline.clamp_min(1e-12),
     }
+
+
+def _hidden_mean_error(
+    prediction: torch.Tensor, target: torch.Tensor, hidden: torch.Tensor, excluded: torch.Tensor | None
+) -> torch.Tensor:
+    """Mean squared error of each sample over counted hidden voxels, (B,)."""
+    errors, counts = block_errors(prediction, target, hidden, excluded)
+    dims = (1, 2, 3, 4)
+    return (errors * hidden).sum(dim=dims) / (counts * hidden).sum(dim=dims)
 
 
 def _window(hidden: torch.Tensor, target: torch.Tensor) -> int:

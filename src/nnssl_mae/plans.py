@@ -20,6 +20,13 @@ PLANS_BLOCK = "nnssl_mae"
 PLANS_SCHEMA = 2
 CONFIGURATION = "3d_fullres_mae"
 PRETRAINING_PLANS = "nnsslMAEPlans"
+STOCK_PLANS = ("nnUNetResEncUNetLPlans", "nnUNetResEncUNetMPlans", "nnUNetResEncUNetXLPlans", "nnUNetPlans")
+NETWORK_CLASSES = {
+    "resenc": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
+    "plain": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+    "amaes_unet": "nnssl_mae.networks.amaes_unet.AmaesUNet",
+}
+_ENCODER_DEPTH = {"resenc": "n_blocks_per_stage", "plain": "n_conv_per_stage", "amaes_unet": "n_conv_per_stage"}
 _MIN_FEATURE_MAP_EDGE = 4  # as nnU-Net's ResEnc planners
 _DATA_KEYS = (
     "preprocessor_name",
@@ -33,17 +40,32 @@ _DATA_KEYS = (
 )
 
 
-def data_identifier(plans: Mapping[str, Any], configuration: Mapping[str, Any], contents: str) -> str:
+def data_identifier(
+    plans: Mapping[str, Any], configuration: Mapping[str, Any], contents: str, beyond_stock: Sequence[str] = ()
+) -> str:
     """Name of the preprocessed folder: equal if and only if the preprocessed data are equal.
 
     Args:
         plans: for reader and axis order.
         configuration: for everything else.
         contents: ``volumes`` (float16, image only) or ``cases`` (nnU-Net's own format with labels).
+        beyond_stock: what was done to the volumes that no nnU-Net configuration can say.
     """
-    decisive = [plans["image_reader_writer"], list(plans["transpose_forward"])]
+    decisive = [plans["image_reader_writer"], list(plans["transpose_forward"]), *beyond_stock]
     decisive += [configuration[key] for key in _DATA_KEYS]
     return f"nnsslMAE_{contents}_{short_hash(decisive)}"
+
+
+def check_plans_name(name: str) -> None:
+    """Refuses names that nnU-Net would misread or that are its own.
+
+    Raises:
+        UserError: see above.
+    """
+    if "__" in name or not name.replace("_", "").replace("-", "").isalnum() or name in STOCK_PLANS:
+        raise UserError(
+            f"Plans cannot be called '{name}'; use letters, digits, '-' and single '_', and no name of nnU-Net's own"
+        )
 
 
 def make_block(kind: str, **content: Any) -> dict[str, Any]:
@@ -96,13 +118,18 @@ def network_configuration(
         "features_per_stage": [min(network.base_features * 2**i, network.max_features) for i in range(stages)],
         "kernel_sizes": [list(kernel) for kernel in kernels],
         "strides": [list(stride) for stride in strides],
-        "n_blocks_per_stage": blocks[:stages],
+        _ENCODER_DEPTH[network.backbone]: blocks[:stages],
         "n_conv_per_stage_decoder": [network.convs_per_decoder_stage] * (stages - 1),
     }
+    kept = {key: value for key, value in architecture["arch_kwargs"].items() if key not in _ENCODER_DEPTH.values()}
     return {
         "patch_size": list(network.patch_size),
         "batch_size": network.batch_size,
-        "architecture": {**architecture, "arch_kwargs": {**architecture["arch_kwargs"], **sizes}},
+        "architecture": {
+            **architecture,
+            "network_class_name": NETWORK_CLASSES[network.backbone],
+            "arch_kwargs": {**kept, **sizes},
+        },
     }
 
 
@@ -111,9 +138,15 @@ def _check_divisible(patch: Sequence[int], strides: Sequence[int], block_size: i
     if all(size % unit == 0 for size, unit in zip(patch, units, strict=True)):
         return
     nearest = [max(unit, round(size / unit) * unit) for size, unit in zip(patch, units, strict=True)]
+    cause, remedy = f"the network divides it by {_x(strides)}", ""
+    if all(size % stride == 0 for size, stride in zip(patch, strides, strict=True)):
+        edge = math.gcd(*patch)
+        blocks = [size for size in range(1, edge + 1) if edge % size == 0]
+        closest = min(blocks, key=lambda size: abs(size - block_size))
+        cause, remedy = f"blocks of {block_size}^3 voxels do not fill it", f", or masking.block_size {closest}"
     raise UserError(
-        f"A patch of {_x(patch)} does not fit: the network divides it by {_x(strides)} and hides blocks of "
-        f"{block_size}^3 voxels; the nearest patch that fits is --patch {' '.join(map(str, nearest))}"
+        f"A patch of {_x(patch)} does not fit: {cause}; the nearest patch that fits is "
+        f"--patch {' '.join(map(str, nearest))}{remedy}"
     )
 
 

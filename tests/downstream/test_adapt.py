@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,15 +7,16 @@ import safetensors.torch
 import torch
 
 from nnssl_mae.checkpoints.read import read_checkpoint
-from nnssl_mae.checkpoints.transfer import STEM, load_into, select, widen_stem
+from nnssl_mae.checkpoints.transfer import load_into, select, widen_stem
 from nnssl_mae.downstream.adapt import adapt
 from nnssl_mae.errors import UserError
-from nnssl_mae.plans import CONFIGURATION
+from nnssl_mae.plans import CONFIGURATION, NETWORK_CLASSES
 from nnssl_mae.recipes.finetuning import finetune_recipe
 from tests.labelled import write_labelled_with_plans
 
 RECIPE = finetune_recipe(False, 4, 2)
 CONTROL = finetune_recipe(True, 4, 2)
+STEM = "encoder.stem.convs.0.conv.weight"
 
 
 @pytest.fixture
@@ -154,3 +156,14 @@ def test_loading_needs_the_whole_encoder_and_equal_shapes(pretrained: Path) -> N
         load_into(network, tensors | {"encoder.more": torch.zeros(1)})
     with pytest.raises(UserError, match="takes 3 input channels and the dataset has 2"):
         widen_stem(wide, 2)
+
+
+def test_what_stock_nnunet_cannot_repeat_is_said(labelled: Path, pretrained: Path) -> None:
+    checkpoint = read_checkpoint(pretrained)
+    clipped = replace(checkpoint.reconstruction, clip_percentile=99.0)
+    own = {**checkpoint.architecture, "network_class_name": NETWORK_CLASSES["amaes_unet"]}
+    changed = replace(checkpoint, reconstruction=clipped, architecture=own)
+    warnings = " ".join(adapt(changed, 4, "P", RECIPE, None, batch_size=2).warnings)
+    assert "clipped at their 99th percentile" in warnings
+    assert "AmaesUNet is not one of nnU-Net's networks" in warnings
+    assert "clipped" not in " ".join(adapt(checkpoint, 4, "Q", RECIPE, None, batch_size=2).warnings)

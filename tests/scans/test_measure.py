@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints
 
-from nnssl_mae.scans.measure import fingerprint, measure_scan, samples_a_scan
+from nnssl_mae.scans.find import Scan
+from nnssl_mae.scans.measure import clip_above, fingerprint, measure_scan, samples_a_scan
 from tests.tiny_scans import tiny_scan
 
 
@@ -17,7 +18,11 @@ def save(path: Path, data: np.ndarray, affine: np.ndarray | None = None) -> Path
 
 
 def problem(path: Path) -> str:
-    found = measure_scan(path, "NibabelIOWithReorient", 100).problem
+    return problem_of(Scan(path, "case", "subject"))
+
+
+def problem_of(scan: Scan, clip_percentile: float | None = None) -> str:
+    found = measure_scan(scan, "NibabelIOWithReorient", 100, clip_percentile).problem
     assert found is not None
     return found
 
@@ -61,10 +66,45 @@ def test_fingerprint_equals_stock(reader: str, nnunet_folders: Path) -> None:
     (raw / "dataset.json").write_text(json.dumps(content))
     extract_fingerprints([7], num_processes=2)
     stock = json.loads((nnunet_folders / "preprocessed" / raw.name / "dataset_fingerprint.json").read_text())
-    ours = fingerprint([measure_scan(path, reader, samples_a_scan(3)) for path in paths])
+    ours = fingerprint([measure_scan(Scan(path, "case", "subject"), reader, samples_a_scan(3)) for path in paths])
     for key in ("spacings", "shapes_after_crop", "median_relative_size_after_cropping"):
         assert np.allclose(ours[key], stock[key]), key
     one, other = (f["foreground_intensity_properties_per_channel"]["0"] for f in (ours, stock))
     assert one.keys() == other.keys()
     # Both are random samples of the voxels.
     assert one["mean"] == pytest.approx(other["mean"], rel=0.02)
+
+
+def test_unusable_exclusion_masks_are_named_and_never_raise(tmp_path) -> None:
+    volume = np.random.default_rng(0).normal(size=(20, 22, 24)).astype(np.float32)
+    scan, empty = save(tmp_path / "scan.nii.gz", volume), np.zeros_like(volume)
+
+    def with_mask(mask: Path) -> Scan:
+        return Scan(scan, "case", "subject", mask)
+
+    assert measure_scan(with_mask(save(tmp_path / "empty.nii.gz", empty)), "SimpleITKIO", 100).problem is None
+    text = tmp_path / "text.nii.gz"
+    text.write_text("this is not an image")
+    assert "mask text.nii.gz that is not a readable NIfTI" in problem_of(with_mask(text))
+    small = save(tmp_path / "small.nii.gz", empty[1:])
+    assert "mask small.nii.gz of shape (19, 22, 24); the scan's is (20, 22, 24)" in problem_of(with_mask(small))
+    moved = save(tmp_path / "moved.nii.gz", empty, np.diag([1, 1, 1.05, 1]))
+    assert "affine moves it by 1.15 voxels" in problem_of(with_mask(moved))
+    whole = save(tmp_path / "whole.nii.gz", np.ones_like(volume))
+    assert "is excluded as a whole" in problem_of(with_mask(whole))
+    cut = tmp_path / "cut.nii.gz"
+    cut.write_bytes(save(tmp_path / "noise.nii.gz", volume).read_bytes()[:20_000])
+    assert "mask cut.nii.gz that cannot be read to its end" in problem_of(with_mask(cut))
+
+
+def test_clipping_limits_from_above_and_never_leaves_a_constant_scan(tmp_path) -> None:
+    volume = np.arange(1000, dtype=np.float32).reshape(1, 10, 10, 10)
+    clipped = clip_above(volume, 90)
+    assert clipped.dtype == np.float32
+    np.testing.assert_array_equal(clipped, np.minimum(volume, np.float32(np.percentile(volume, 90))))
+    assert clip_above(volume, None) is volume
+    few = np.zeros((10, 10, 10), np.float32)
+    few[5, 5, 5] = 1
+    scan = Scan(save(tmp_path / "few.nii.gz", few), "case", "subject")
+    assert "constant once it is clipped" in problem_of(scan, clip_percentile=99)
+    assert measure_scan(scan, "NibabelIOWithReorient", 100).problem is None

@@ -27,7 +27,7 @@ _PLANS_KEYS = (
 
 
 def make_adaptation_plan(plans: Mapping[str, Any], configuration_name: str, channels: int) -> dict[str, Any]:
-    """The plan of a Residual Encoder U-Net from the plans it was trained with.
+    """The plan of a pre-trained network from the plans it was trained with.
 
     Args:
         plans: nnU-Net plans.
@@ -39,6 +39,9 @@ def make_adaptation_plan(plans: Mapping[str, Any], configuration_name: str, chan
     style = "onemmiso" if list(configuration["spacing"]) == [1.0, 1.0, 1.0] else "median"
     if configuration["resampling_fn_data"] == "no_resampling_hack":
         style = "noresample"
+    # U-Nets without residual blocks have no stem: their first stage takes the volume.
+    residual = "n_blocks_per_stage" in architecture["arch_kwargs"]
+    stem, first = ("encoder.stem", "encoder.stem") if residual else ("encoder.stages.0", "encoder.stages.0.0")
     data = {key: configuration[key] for key in _DATA_KEYS}
     data |= {
         "spacing_style": style,
@@ -58,7 +61,7 @@ def make_adaptation_plan(plans: Mapping[str, Any], configuration_name: str, chan
         "pretrain_num_input_channels": channels,
         "recommended_downstream_patchsize": list(configuration["patch_size"]),
         "key_to_encoder": "encoder.stages",
-        "key_to_stem": "encoder.stem",
-        "keys_to_in_proj": ["encoder.stem.convs.0.conv", "encoder.stem.convs.0.all_modules.0"],
+        "key_to_stem": stem,
+        "keys_to_in_proj": [f"{first}.convs.0.conv", f"{first}.convs.0.all_modules.0"],
         "key_to_lpe": None,
     }

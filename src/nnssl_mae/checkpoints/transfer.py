@@ -16,7 +16,7 @@ from torch import nn
 from nnssl_mae.errors import UserError
 
 Part = Literal["encoder", "encoder+decoder"]
-STEM = "encoder.stem.convs.0.conv.weight"
+_STEMS = ("encoder.stem.convs.0.conv.weight", "encoder.stages.0.0.convs.0.conv.weight")  # with and without a stem
 _DECODER_PREFIXES = ("decoder.stages.", "decoder.transpconvs.")
 
 
@@ -29,13 +29,27 @@ class Transfer:
 
 
 def select(weights: Mapping[str, torch.Tensor], part: Part) -> dict[str, torch.Tensor]:
-    """The tensors to transfer, each under its one name; the reconstruction head never goes along."""
+    """The tensors to transfer, each under its one name; the reconstruction head never goes along.
+
+    Raises:
+        UserError: the decoder is wanted and the checkpoint was trained without skip connections.
+    """
+    if part == "encoder+decoder" and not _has_skips(weights):
+        raise UserError(
+            "The checkpoint's decoder was trained without skip connections and fits no nnU-Net; use --transfer encoder"
+        )
     prefixes = ("encoder.",) if part == "encoder" else ("encoder.", *_DECODER_PREFIXES)
     return {
         name: tensor.detach().clone().contiguous()
         for name, tensor in weights.items()
         if name.startswith(prefixes) and ".all_modules." not in name
     }
+
+
+def _has_skips(weights: Mapping[str, torch.Tensor]) -> bool:
+    """nnU-Net's decoder stages take twice the channels that they give: from below and from the skip."""
+    weight = weights.get("decoder.stages.0.convs.0.conv.weight")
+    return weight is not None and weight.shape[1] == 2 * weight.shape[0]
 
 
 def widen_stem(tensors: dict[str, torch.Tensor], channels: int) -> list[str]:
@@ -46,7 +60,8 @@ def widen_stem(tensors: dict[str, torch.Tensor], channels: int) -> list[str]:
     Returns:
         names of the tensors that changed.
     """
-    weight = tensors[STEM]
+    stem = next(name for name in _STEMS if name in tensors)
+    weight = tensors[stem]
     if weight.shape[1] == channels:
         return []
     if weight.shape[1] != 1:
@@ -54,8 +69,8 @@ def widen_stem(tensors: dict[str, torch.Tensor], channels: int) -> list[str]:
             f"The checkpoint takes {weight.shape[1]} input channels and the dataset has {channels}; only checkpoints "
             "with one channel can be adapted to another number"
         )
-    tensors[STEM] = weight.repeat(1, channels, *[1] * (weight.ndim - 2)) / channels
-    return [STEM]
+    tensors[stem] = weight.repeat(1, channels, *[1] * (weight.ndim - 2)) / channels
+    return [stem]
 
 
 def load_into(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Transfer:

@@ -22,10 +22,9 @@ from nnssl_mae.checkpoints.transfer import Part, select, widen_stem
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import read_json, sha256, whole_file, write_json
 from nnssl_mae.folders import find_dataset, nnunet_folder, planner_environment
-from nnssl_mae.plans import CONFIGURATION, PLANS_BLOCK, data_identifier, make_block
+from nnssl_mae.plans import CONFIGURATION, PLANS_BLOCK, STOCK_PLANS, check_plans_name, data_identifier, make_block
 from nnssl_mae.recipes.finetuning import FinetuneRecipe
 
-_STOCK_PLANS = ("nnUNetResEncUNetLPlans", "nnUNetResEncUNetMPlans", "nnUNetResEncUNetXLPlans", "nnUNetPlans")
 _PLAN_AGAIN = "run nnUNetv2_extract_fingerprint and nnUNetv2_plan_experiment for this dataset again"
 _MUCH_FINER = 0.6  # of the pre-training spacing; at half the voxel size, 1 mm pre-training cost Dice (S3D, ToF-MRA)
 
@@ -64,7 +63,7 @@ def adapt(
     Raises:
         UserError: no such dataset, a name that is taken, or weights that cannot be adapted.
     """
-    _check_name(plans_name)
+    check_plans_name(plans_name)
     dataset = find_dataset(number)
     folder = nnunet_folder("nnUNet_preprocessed") / dataset
     plans_file, tensors_file = folder / f"{plans_name}.json", folder / f"{plans_name}_init.safetensors"
@@ -96,17 +95,9 @@ def adapt(
     return Adaptation(plans_name, dataset, folder, configuration, _warnings(checkpoint, stock, plans, dataset_json))
 
 
-def _check_name(plans_name: str) -> None:
-    if "__" in plans_name or not plans_name.replace("_", "").replace("-", "").isalnum() or plans_name in _STOCK_PLANS:
-        raise UserError(
-            f"Plans cannot be called '{plans_name}'; use letters, digits, '-' and single '_', "
-            "and no name of nnU-Net's own"
-        )
-
-
 def _stock_plans(number: int, dataset: str, folder: Path) -> dict[str, Any]:
     """Stock plans of the dataset; runs nnU-Net's fingerprint and ResEnc L planner first where they are missing."""
-    existing = [folder / f"{name}.json" for name in _STOCK_PLANS if (folder / f"{name}.json").is_file()]
+    existing = [folder / f"{name}.json" for name in STOCK_PLANS if (folder / f"{name}.json").is_file()]
     if not existing:
         if not (nnunet_folder("nnUNet_raw") / dataset / "dataset.json").is_file():
             raise UserError(f"{dataset} has no dataset.json in nnUNet_raw; it must be a labelled nnU-Net dataset")
@@ -114,7 +105,7 @@ def _stock_plans(number: int, dataset: str, folder: Path) -> dict[str, Any]:
         with planner_environment():
             extract_fingerprints([number], num_processes=int(os.environ.get("nnUNet_def_n_proc", "8")))
             plan_experiments([number], experiment_planner_class_name="nnUNetPlannerResEncL")
-        existing = [folder / f"{_STOCK_PLANS[0]}.json"]
+        existing = [folder / f"{STOCK_PLANS[0]}.json"]
     plans = read_json(existing[0], _PLAN_AGAIN)
     if "3d_fullres" not in plans["configurations"]:
         raise UserError(f"nnU-Net planned no 3D configuration for {dataset}; its images are single slices")
@@ -187,7 +178,19 @@ def _warnings(
     dataset_json: Mapping[str, Any],
 ) -> tuple[str, ...]:
     """What may silently cost the benefit of the pre-training."""
-    found = []
+    found = list(checkpoint.notes)
+    clip = None if checkpoint.reconstruction is None else checkpoint.reconstruction.clip_percentile
+    if clip is not None:
+        found.append(
+            f"The checkpoint's scans were clipped at their {clip:g}th percentile, which nnU-Net does not repeat when it"
+            " fine-tunes and predicts: the brightest voxels will look unfamiliar"
+        )
+    network = str(checkpoint.architecture["network_class_name"])
+    if network.startswith("nnssl_mae."):
+        found.append(
+            f"{network.rsplit('.', 1)[-1]} is not one of nnU-Net's networks: the fine-tuned model predicts only where "
+            "nnssl_mae is installed"
+        )
     if plans["image_reader_writer"] != checkpoint.plans["image_reader_writer"]:
         found.append(
             "The checkpoint was trained on volumes turned to one orientation "

@@ -18,12 +18,13 @@ _PLANES = ("axial", "coronal", "sagittal")
 
 @dataclass(frozen=True)
 class PreviewCase:
-    """One validation patch: arrays (Z, Y, X); ``mask`` is bool, True = hidden."""
+    """One patch: arrays (Z, Y, X); ``mask`` is bool, True = hidden; ``spacing`` is in mm, (z, y, x)."""
 
     name: str
     original: np.ndarray
     reconstruction: np.ndarray
     mask: np.ndarray
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
 def draw_preview(cases: Sequence[PreviewCase], path: Path, title: str) -> None:
@@ -52,6 +53,7 @@ def _draw_plane(axes: Sequence[Any], case: PreviewCase, plane: int, label: str) 
 
     original, mask = cut(case.original), cut(case.mask)
     low, high = np.percentile(case.original, (0.5, 99.5))
+    rows, columns = (edge for axis, edge in enumerate(case.spacing) if axis != plane)
     error = np.where(mask, np.abs(cut(case.reconstruction) - original), 0)
     pictures = (
         original,
@@ -61,7 +63,8 @@ def _draw_plane(axes: Sequence[Any], case: PreviewCase, plane: int, label: str) 
     )
     for column, (axis, picture) in enumerate(zip(axes, pictures, strict=True)):
         limits = (0, (high - low) / 2) if column == 3 else (low, high)
-        axis.imshow(picture, cmap="magma" if column == 3 else "gray", vmin=limits[0], vmax=limits[1])
+        shades = "magma" if column == 3 else "gray"
+        axis.imshow(picture, cmap=shades, vmin=limits[0], vmax=limits[1], aspect=rows / columns)
         axis.set_xticks([])
         axis.set_yticks([])
     axes[0].set_ylabel(label, fontsize=9)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 
-from nnssl_mae.scans.storage import ENDING, EXCLUDE_SUFFIX, open_volume, write_volume
+from nnssl_mae.scans.storage import ENDING, EXCLUDE_SUFFIX, exclusion_path, open_volume, write_volume
 
 
 class VolumeDataset(nnUNetBaseDataset):
@@ -17,6 +17,11 @@ class VolumeDataset(nnUNetBaseDataset):
     def load_case(self, identifier: str) -> tuple[Any, None, None, dict[str, Any]]:
         """The volume as a lazy array, in the place where nnU-Net expects image, label, earlier label, properties."""
         return open_volume(Path(self.source_folder, f"{identifier}{ENDING}")), None, None, {}
+
+    def load_exclusion(self, identifier: str) -> Any | None:
+        """The exclusion mask (1, Z, Y, X), uint8, 1 = excluded, as a lazy array; None if the case has none."""
+        path = exclusion_path(Path(self.source_folder), identifier)
+        return open_volume(path) if path.is_file() else None
 
     @staticmethod
     def save_case(data: np.ndarray, seg: None, properties: dict[str, Any], output_filename_truncated: str) -> None:

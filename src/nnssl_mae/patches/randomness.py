@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-_TRAINING, _VALIDATION = 1, 2
+_TRAINING, _VALIDATION, _BATCH, _ORDER = 1, 2, 3, 4
 
 
 def training_rng(seed: int, epoch: int, iteration: int, rank: int, sample: int) -> np.random.Generator:
@@ -20,6 +21,16 @@ def training_rng(seed: int, epoch: int, iteration: int, rank: int, sample: int) 
 def validation_rng(seed: int, case: str) -> np.random.Generator:
     """The generator of one validation case, the same in every epoch and beside any other cases."""
     return np.random.default_rng([_VALIDATION, seed, zlib.crc32(case.encode())])
+
+
+def batch_rng(seed: int, epoch: int, iteration: int) -> np.random.Generator:
+    """The generator of what all samples of a step share, the same in every process of a distributed run."""
+    return np.random.default_rng([_BATCH, seed, epoch, iteration])
+
+
+def epoch_order(seed: int, epoch: int, n_volumes: int) -> NDArray[np.int64]:
+    """The order in which an epoch goes through all volumes: a permutation of 0 .. n - 1, another one each epoch."""
+    return np.random.default_rng([_ORDER, seed, epoch]).permutation(n_volumes)
 
 
 @contextlib.contextmanager

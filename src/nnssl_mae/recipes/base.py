@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -13,14 +13,18 @@ class FrozenRecipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-def _low_first(limits: tuple[float, float]) -> tuple[float, float]:
+Limit = TypeVar("Limit", int, float)
+
+
+def low_first(limits: tuple[Limit, Limit]) -> tuple[Limit, Limit]:
+    """Refuses (high, low), with the other way round as the remedy."""
     if limits[0] > limits[1]:
-        raise ValueError(f"the range must be (low, high) with low <= high; did you mean ({limits[1]}, {limits[0]})?")
+        raise ValueError(f"the range must be [low, high] with low <= high; did you mean [{limits[1]}, {limits[0]}]?")
     return limits
 
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Size3 = tuple[int, int, int]
 Spacing3 = tuple[float, float, float]
-Interval = Annotated[tuple[float, float], AfterValidator(_low_first)]
+Interval = Annotated[tuple[float, float], AfterValidator(low_first)]
 """(low, high), drawn uniformly."""

@@ -7,9 +7,18 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from nnssl_mae.recipes.base import FrozenRecipe, Interval, Probability
+from nnssl_mae.recipes.base import FrozenRecipe, Probability, low_first
+
+_Share = Annotated[float, Field(ge=0, le=1)]
+_NotNegative = Annotated[float, Field(ge=0)]
+_Positive = Annotated[float, Field(ge=0.01)]
+_Count = Annotated[int, Field(ge=2)]
+Shares = Annotated[tuple[_Share, _Share], AfterValidator(low_first)]
+Spread = Annotated[tuple[_NotNegative, _NotNegative], AfterValidator(low_first)]
+Positives = Annotated[tuple[_Positive, _Positive], AfterValidator(low_first)]
+Counts = Annotated[tuple[_Count, _Count], AfterValidator(low_first)]
 
 
 class AdditiveNoise(FrozenRecipe):
@@ -17,7 +26,7 @@ class AdditiveNoise(FrozenRecipe):
 
     probability: Probability = 0.0
     """Share of the patches."""
-    sigma: Interval = (1e-4, 1e-3)
+    sigma: Spread = (1e-4, 1e-3)
     """Standard deviation, in units of the normalised volume. The published range is invisible to the eye."""
 
 
@@ -26,7 +35,7 @@ class MultiplicativeNoise(FrozenRecipe):
 
     probability: Probability = 0.0
     """Share of the patches."""
-    sigma: Interval = (1e-4, 1e-3)
+    sigma: Spread = (1e-4, 1e-3)
     """Standard deviation of the factor."""
 
 
@@ -35,7 +44,7 @@ class Blur(FrozenRecipe):
 
     probability: Probability = 0.0
     """Share of the patches."""
-    sigma: Interval = (0.0, 1.0)
+    sigma: Spread = (0.0, 1.0)
     """Standard deviation in voxels."""
 
 
@@ -44,9 +53,9 @@ class Ghosting(FrozenRecipe):
 
     probability: Probability = 0.0
     """Share of the patches."""
-    alpha: Interval = (0.85, 0.95)
+    alpha: Shares = (0.85, 0.95)
     """Factor of the weakened lines; 1 leaves the patch as it is."""
-    repeats: tuple[Annotated[int, Field(ge=2)], Annotated[int, Field(ge=2)]] = (2, 11)
+    repeats: Counts = (2, 11)
     """Number of ghosts: every n-th line of k-space is left alone. Both ends included."""
 
 
@@ -55,7 +64,7 @@ class GibbsRinging(FrozenRecipe):
 
     probability: Probability = 0.0
     """Share of the patches."""
-    kept: Interval = (0.75, 1.0)
+    kept: Shares = (0.75, 1.0)
     """Share of the lines that is kept; the published cut at 96 to 129 of 128 lines."""
 
 
@@ -64,7 +73,7 @@ class LowResolution(FrozenRecipe):
 
     probability: Probability = 0.0
     """Share of the patches."""
-    zoom: Interval = (0.5, 1.0)
+    zoom: Positives = (0.5, 1.0)
     """Size of the small version relative to the patch."""
 
 
@@ -73,7 +82,7 @@ class BiasField(FrozenRecipe):
 
     probability: Probability = 0.0
     """Share of the patches."""
-    largest_coefficient: float = Field(0.5, ge=0)
+    largest_coefficient: float = Field(0.5, ge=0, le=4)
     """Coefficients are drawn from plus or minus this number."""
 
 
@@ -82,7 +91,7 @@ class Gamma(FrozenRecipe):
 
     probability: Probability = 0.0
     """Share of the patches."""
-    gamma: Interval = (0.5, 2.0)
+    gamma: Positives = (0.5, 2.0)
     """Exponent."""
     inverted_probability: Probability = 0.0
     """Share of the patches whose negative is treated, independently of the first."""

@@ -214,16 +214,21 @@ class Recipe(FrozenRecipe):
 def _check_sizes(recipe: Recipe) -> None:
     spacing, patch, ratio = recipe.data.spacing, recipe.network.patch_size, recipe.masking.ratio
     if not isinstance(spacing, str) and min(spacing) <= 0:
-        raise ValueError(f"data.spacing {spacing} must be positive (mm)")
+        raise ValueError(f"data.spacing {list(spacing)} must be positive (mm)")
     if not isinstance(patch, str) and min(patch) < 8:
-        raise ValueError(f"network.patch_size {patch} is smaller than 8 voxels; the nearest possible edge is 8")
+        raise ValueError(f"network.patch_size {list(patch)} is smaller than 8 voxels; the nearest possible edge is 8")
     if recipe.augmentation.scale[0] <= 0:
-        raise ValueError(f"augmentation.scale {recipe.augmentation.scale} must be positive")
+        raise ValueError(f"augmentation.scale {list(recipe.augmentation.scale)} must be positive")
     if isinstance(ratio, tuple) and ratio[0] > ratio[1]:
-        raise ValueError(f"masking.ratio {ratio} must be (low, high); did you mean ({ratio[1]}, {ratio[0]})?")
+        raise ValueError(f"masking.ratio {list(ratio)} must be [low, high]; did you mean [{ratio[1]}, {ratio[0]}]?")
 
 
 def _check_network(network: NetworkRecipe, masking: MaskingRecipe) -> None:
+    if network.patch_size == "planner" and network.backbone != "resenc":
+        raise ValueError(
+            f"network.patch_size 'planner' is nnU-Net's plan of a Residual Encoder U-Net: give three numbers for "
+            f"'{network.backbone}'"
+        )
     if network.decoder == "light" and network.skips:
         raise ValueError("network.decoder 'light' has no skip connections: set network.skips to false")
     if (network.mask_tokens or network.densify) and not network.sparse:

@@ -14,7 +14,11 @@ from nnssl_mae.files import whole_file
 
 @dataclass(frozen=True)
 class CaseRow:
-    """One preprocessed scan. Percentiles are of the preprocessed values, shape in voxels (z, y, x)."""
+    """One preprocessed scan.
+
+    Percentiles are of the preprocessed values, shape in voxels (z, y, x); ``foreground`` is where the head or body is
+    (:func:`nnssl_mae.scans.foreground.encode_occupancy`).
+    """
 
     case: str
     subject: str
@@ -22,6 +26,7 @@ class CaseRow:
     shape: tuple[int, ...]
     percentile_00_5: float
     percentile_99_5: float
+    foreground: bytes
 
 
 def table_path(data_folder: Path) -> Path:
@@ -46,3 +51,25 @@ def read_cases(data_folder: Path) -> pandas.DataFrame:
         return pandas.read_parquet(path).set_index("case")
     except Exception as error:  # pyarrow's own error types; the text goes to the user
         raise UserError(f"The case table {path} cannot be read ({error}); run `nnssl-mae prepare` again") from error
+
+
+def read_foreground(data_folder: Path, cases: Sequence[str]) -> dict[str, bytes]:
+    """Where the head or body of each of ``cases`` is, for masking that leaves out air.
+
+    Raises:
+        UserError: the table was written before it held that, or lacks a case.
+    """
+    table = read_cases(data_folder)
+    if "foreground" not in table:
+        raise UserError(
+            f"{table_path(data_folder)} was written by an earlier version and does not say where the head or body is, "
+            "which masking.region 'foreground' needs: run `nnssl-mae prepare` on the scans again under another number, "
+            "or set masking.region to 'uniform'"
+        )
+    missing = [case for case in cases if case not in table.index]
+    if missing:
+        raise UserError(
+            f"{table_path(data_folder)} lacks {len(missing)} of {len(cases)} cases, such as {missing[0]}; "
+            "run `nnssl-mae prepare` again"
+        )
+    return dict(zip(cases, table["foreground"].loc[list(cases)], strict=True))

@@ -12,6 +12,10 @@ import numpy as np
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+from numpy.typing import NDArray
+
+from nnssl_mae.scans.exclusion import mask_header_problem, read_mask
+from nnssl_mae.scans.find import Scan
 
 _INTENSITY_SAMPLES = 10_000_000  # of all scans together; only CT-like normalisation schemes would use them
 _INTENSITY_SAMPLES_A_SCAN = 10_000
@@ -51,19 +55,38 @@ def samples_a_scan(n_scans: int) -> int:
     return max(1, min(_INTENSITY_SAMPLES_A_SCAN, _INTENSITY_SAMPLES // n_scans))
 
 
-def measure_scan(path: Path, reader_name: str, intensity_samples: int) -> Measurement:
-    """Reads one scan with nnU-Net's reader; never raises for a bad scan, but reports it."""
-    if problem := header_problem(path):
+def clip_above(images: NDArray[Any], percentile: float | None) -> NDArray[Any]:
+    """Limits a scan to a percentile of all its voxels; ``images`` (C, Z, Y, X) itself where there is none."""
+    if percentile is None:
+        return images
+    return np.minimum(images, np.asarray(np.percentile(images, percentile), dtype=images.dtype))
+
+
+def measure_scan(
+    scan: Scan, reader_name: str, intensity_samples: int, clip_percentile: float | None = None
+) -> Measurement:
+    """Reads one scan and its exclusion mask with nnU-Net's reader; never raises for a bad scan, but reports it.
+
+    Args:
+        scan: to look at.
+        reader_name: nnU-Net's name of the reader.
+        intensity_samples: how many voxel values to keep for the fingerprint.
+        clip_percentile: see :class:`nnssl_mae.recipes.pretraining.DataRecipe`.
+    """
+    path = scan.path
+    if problem := header_problem(path) or (scan.exclude and mask_header_problem(path, scan.exclude)):
         return Measurement(path, problem)
+    reader = recursive_find_reader_writer_by_name(reader_name)()
     try:
-        images, properties = recursive_find_reader_writer_by_name(reader_name)().read_images((str(path),))
+        images, properties = reader.read_images((str(path),))
     except Exception as error:  # damaged voxel data show as zlib, OS, value and other errors
         return Measurement(path, f"cannot be read to its end ({type(error).__name__}: {error})")
-    if not np.isfinite(images).all():
-        return Measurement(path, "contains NaN or infinite voxels")
-    if images.min() == images.max():
-        return Measurement(path, "is constant: every voxel has the same value")
-    cropped, foreground, _ = crop_to_nonzero(images, np.copy(images))
+    clipped = clip_above(images, clip_percentile)
+    if problem := _voxel_problem(images, clipped) or (
+        scan.exclude and _mask_voxel_problem(images, scan.exclude, reader)
+    ):
+        return Measurement(path, problem)
+    cropped, foreground, _ = crop_to_nonzero(clipped, np.copy(clipped))
     intensities, _ = DatasetFingerprintExtractor.collect_foreground_intensities(
         foreground, cropped, num_samples=intensity_samples
     )
@@ -74,6 +97,26 @@ def measure_scan(path: Path, reader_name: str, intensity_samples: int) -> Measur
         relative_size=float(np.prod(cropped.shape[1:]) / np.prod(images.shape[1:])),
         intensities=intensities[0],
     )
+
+
+def _voxel_problem(images: NDArray[Any], clipped: NDArray[Any]) -> str | None:
+    if not np.isfinite(images).all():
+        return "contains NaN or infinite voxels"
+    if images.min() == images.max():
+        return "is constant: every voxel has the same value"
+    if clipped.min() == clipped.max():
+        return "is constant once it is clipped; set data.clip_percentile higher"
+    return None
+
+
+def _mask_voxel_problem(images: NDArray[Any], mask: Path, reader: Any) -> str | None:
+    try:
+        excluded = read_mask(mask, reader)
+    except Exception as error:  # as above
+        return f"has an exclusion mask {mask.name} that cannot be read to its end ({type(error).__name__}: {error})"
+    if excluded[images != 0].all():
+        return f"is excluded as a whole: its mask {mask.name} is not zero in any voxel of tissue"
+    return None
 
 
 def fingerprint(measurements: Sequence[Measurement]) -> dict[str, Any]:

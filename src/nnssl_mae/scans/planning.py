@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,22 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 )
 
 from nnssl_mae.errors import UserError
+from nnssl_mae.files import read_json, write_json
 from nnssl_mae.folders import planner_environment
 from nnssl_mae.masking import block_edges
 from nnssl_mae.plans import (
     CONFIGURATION,
     PLANS_BLOCK,
     PRETRAINING_PLANS,
+    check_plans_name,
     data_identifier,
     make_block,
     network_configuration,
+    read_block,
     same_topology,
 )
 from nnssl_mae.recipes.pretraining import Recipe
+from nnssl_mae.recipes.reading import parse_recipe
 
 READERS = {"RAS": "NibabelIOWithReorient", "as_stored": "SimpleITKIO"}
 
@@ -62,11 +66,79 @@ def plan_unlabelled(
         configuration |= network_configuration(
             configuration["architecture"], recipe.network, configuration["spacing"], recipe.masking.block_size
         )
-    configuration["data_identifier"] = data_identifier(plans, configuration, contents="volumes")
-    edges = block_edges(configuration["patch_size"], recipe.masking.block_size)
-    configuration[PLANS_BLOCK] = make_block("pretrain", recipe=recipe.model_dump(mode="json"), block_edges=list(edges))
+    clip = recipe.data.clip_percentile
+    configuration["data_identifier"] = data_identifier(
+        plans, configuration, contents="volumes", beyond_stock=() if clip is None else (f"clip {clip}",)
+    )
+    configuration[PLANS_BLOCK] = _block(recipe, configuration["patch_size"])
     plans["configurations"] = {CONFIGURATION: configuration}
     return plans
+
+
+def replan(plans: Mapping[str, Any], recipe: Recipe, plans_name: str) -> dict[str, Any]:
+    """Plans for another recipe on volumes that are preprocessed already.
+
+    Args:
+        plans: of the prepared dataset, with its recipe inside.
+        recipe: the new one; its ``data`` section must be that of the old one.
+        plans_name: of the new plans.
+
+    Raises:
+        UserError: the recipe needs other preprocessing, or its network does not fit its patch.
+    """
+    configuration = dict(plans["configurations"][CONFIGURATION])
+    before = parse_recipe(read_block(configuration, "pretrain", plans["plans_name"])["recipe"], source="in the plans")
+    if before.data != recipe.data:
+        raise UserError(
+            f"The recipe '{recipe.name}' needs other volumes than the dataset holds ({_differences(recipe, before)}). "
+            "Prepare them under another dataset number, or take the dataset's values with --set"
+        )
+    if recipe.network.patch_size == "planner":
+        if before.network.patch_size != "planner":
+            raise UserError("network.patch_size 'planner' is decided when a dataset is prepared; give three numbers")
+    else:
+        configuration |= network_configuration(
+            configuration["architecture"], recipe.network, configuration["spacing"], recipe.masking.block_size
+        )
+    configuration[PLANS_BLOCK] = _block(recipe, configuration["patch_size"])
+    return {**plans, "plans_name": plans_name, "configurations": {CONFIGURATION: configuration}}
+
+
+def write_plans_for(folder: Path, recipe: Recipe, plans_name: str | None) -> str:
+    """Writes plans for another recipe beside those of a prepared dataset.
+
+    Args:
+        folder: ``nnUNet_preprocessed/DatasetXXX_Name``.
+        recipe: the new one.
+        plans_name: of the new plans; none names them after the recipe.
+
+    Returns:
+        the name. Plans of this name that hold the same recipe are left as they are.
+
+    Raises:
+        UserError: the dataset was not prepared, the name is taken, or the recipe does not fit the volumes.
+    """
+    name = plans_name or f"{PRETRAINING_PLANS}_{recipe.name}"
+    check_plans_name(name)
+    prepared, file = folder / f"{PRETRAINING_PLANS}.json", folder / f"{name}.json"
+    if not prepared.is_file():
+        raise UserError(f"{folder.name} has no plans '{PRETRAINING_PLANS}'; make them with `nnssl-mae prepare`")
+    plans = replan(read_json(prepared, "prepare the dataset again"), recipe, name)
+    if not file.is_file():
+        write_json(file, plans)
+    elif read_json(file, "remove it")["configurations"] != json.loads(json.dumps(plans["configurations"])):
+        raise UserError(f"{file} exists and holds another recipe; choose another name with -p")
+    return name
+
+
+def _differences(recipe: Recipe, before: Recipe) -> str:
+    wanted, held = recipe.data.model_dump(), before.data.model_dump()
+    return ", ".join(f"data.{key} {wanted[key]} instead of {held[key]}" for key in wanted if wanted[key] != held[key])
+
+
+def _block(recipe: Recipe, patch_size: Sequence[int]) -> dict[str, Any]:
+    edges = block_edges(patch_size, recipe.masking.block_size)
+    return make_block("pretrain", recipe=recipe.model_dump(mode="json"), block_edges=list(edges))
 
 
 def topology_note(plans: Mapping[str, Any], published: Recipe) -> str | None:

@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -27,12 +28,21 @@ from nnssl_mae.errors import ResumableError, UserError
 from nnssl_mae.files import short_hash, write_json
 from nnssl_mae.folders import dataset_name, datasets_with_number, nnunet_folder
 from nnssl_mae.plans import CONFIGURATION, PRETRAINING_PLANS, describe_topology
-from nnssl_mae.recipes.pretraining import Recipe
+from nnssl_mae.recipes.pretraining import DataRecipe, Recipe
 from nnssl_mae.scans.cases import CaseRow, write_cases
+from nnssl_mae.scans.exclusion import read_mask
 from nnssl_mae.scans.find import Scan, find_scans
-from nnssl_mae.scans.measure import Measurement, fingerprint, measure_scan, samples_a_scan
+from nnssl_mae.scans.foreground import encode_occupancy, foreground_mask
+from nnssl_mae.scans.measure import Measurement, clip_above, fingerprint, measure_scan, samples_a_scan
 from nnssl_mae.scans.planning import READERS, dataset_json, plan_unlabelled, topology_note
-from nnssl_mae.scans.storage import ENDING, open_volume, write_volume
+from nnssl_mae.scans.storage import (
+    ENDING,
+    EXCLUDE_SUFFIX,
+    exclusion_path,
+    open_volume,
+    write_exclusion,
+    write_volume,
+)
 
 _SHOWN_PROBLEMS = 10
 Item = TypeVar("Item")
@@ -49,6 +59,7 @@ def prepare(
     subject_regex: str | None = None,
     skip_bad: bool = False,
     workers: int = 2,
+    exclude_suffix: str = EXCLUDE_SUFFIX,
 ) -> Path:
     """Prepares unlabelled scans for pre-training.
 
@@ -59,6 +70,8 @@ def prepare(
         subject_regex: see :func:`nnssl_mae.scans.find.find_scans`.
         skip_bad: leave unusable scans out and say so, instead of stopping.
         workers: processes.
+        exclude_suffix: what marks the exclusion mask beside a scan, see
+            :func:`nnssl_mae.scans.find.find_scans`.
 
     Returns:
         the folder ``nnUNet_preprocessed/DatasetXXX_Name``.
@@ -70,9 +83,8 @@ def prepare(
     preprocessed = nnunet_folder("nnUNet_preprocessed")
     if used := datasets_with_number(number):
         raise UserError(f"Dataset number {number} is in use by {', '.join(used)}; choose another with -d")
-    scans = find_scans(sources, subject_regex)
-    console.print(f"Found {len(scans)} scans of {len({scan.subject for scan in scans})} subjects.")
-    scans, measurements = _usable(scans, READERS[recipe.data.orientation], skip_bad, workers, console)
+    scans = _find(sources, subject_regex, exclude_suffix, console)
+    scans, measurements = _usable(scans, recipe.data, skip_bad, workers, console)
 
     numbers = fingerprint(measurements)
     plans = plan_unlabelled(full_name, recipe, numbers, scans[0].path, len(scans))
@@ -85,7 +97,7 @@ def prepare(
     try:
         volumes = staging / configuration["data_identifier"]
         volumes.mkdir(exist_ok=True)
-        rows = _preprocess(scans, plans, volumes, workers, console)
+        rows = _preprocess(scans, plans, volumes, recipe.data.clip_percentile, workers, console)
     except ResumableError:
         raise
     except UserError:
@@ -99,17 +111,41 @@ def prepare(
     return preprocessed / full_name
 
 
+def _find(sources: Sequence[Path], subject_regex: str | None, exclude_suffix: str, console: Console) -> list[Scan]:
+    found = find_scans(sources, subject_regex, exclude_suffix)
+    masks = sum(scan.exclude is not None for scan in found.scans)
+    subjects = len({scan.subject for scan in found.scans})
+    note = f", {masks} with an exclusion mask" if masks else ""
+    console.print(f"Found {len(found.scans)} scans of {subjects} subjects{note}.")
+    if found.lonely_masks:
+        listing = _listed([f"  {mask}" for mask in found.lonely_masks])
+        console.print(
+            f"{len(found.lonely_masks)} files are exclusion masks by their names (*{exclude_suffix}), but no scan lies "
+            f"beside them; they are not used (for scans, pass another --exclude-suffix):\n{listing}",
+            style="yellow",
+            highlight=False,
+        )
+    return found.scans
+
+
+def _listed(lines: Sequence[str]) -> str:
+    more = [f"  ... and {len(lines) - _SHOWN_PROBLEMS} more"] if len(lines) > _SHOWN_PROBLEMS else []
+    return "\n".join([*lines[:_SHOWN_PROBLEMS], *more])
+
+
 def _usable(
-    scans: Sequence[Scan], reader: str, skip_bad: bool, workers: int, console: Console
+    scans: Sequence[Scan], data: DataRecipe, skip_bad: bool, workers: int, console: Console
 ) -> tuple[list[Scan], list[Measurement]]:
     """The scans that can be used and their measurements, in the order of ``scans``."""
-    by_path = {scan.path: scan for scan in scans}
-    measure = partial(measure_scan, reader_name=reader, intensity_samples=samples_a_scan(len(by_path)))
-    found = {m.path: m for m in _in_parallel(measure, list(by_path), workers, "Checking scans", console)}
-    bad = [m for path in by_path if (m := found[path]).problem]
-    listing = "\n".join(f"  {m.path} {m.problem}" for m in bad[:_SHOWN_PROBLEMS])
-    if len(bad) > _SHOWN_PROBLEMS:
-        listing += f"\n  ... and {len(bad) - _SHOWN_PROBLEMS} more"
+    measure = partial(
+        measure_scan,
+        reader_name=READERS[data.orientation],
+        intensity_samples=samples_a_scan(len(scans)),
+        clip_percentile=data.clip_percentile,
+    )
+    found = {m.path: m for m in _in_parallel(measure, scans, workers, "Checking scans", console)}
+    bad = [m for scan in scans if (m := found[scan.path]).problem]
+    listing = _listed([f"  {m.path} {m.problem}" for m in bad])
     if bad and not skip_bad:
         raise UserError(
             f"{len(bad)} of {len(scans)} scans cannot be used:\n{listing}\n"
@@ -125,8 +161,11 @@ def _usable(
 
 def _identity(scan: Scan) -> list[object]:
     """What tells that a scan is still the one that an earlier, killed run preprocessed."""
-    status = scan.path.stat()
-    return [scan.case, scan.subject, str(scan.path.resolve()), status.st_size, status.st_mtime_ns]
+    identity: list[object] = [scan.case, scan.subject]
+    for path in (scan.path, scan.exclude):
+        status = path.stat() if path else None
+        identity += [str(path.resolve()), status.st_size, status.st_mtime_ns] if path and status else []
+    return identity
 
 
 def _staging(preprocessed: Path, full_name: str, request: Any) -> Path:
@@ -141,9 +180,14 @@ def _staging(preprocessed: Path, full_name: str, request: Any) -> Path:
 
 
 def _preprocess(
-    scans: Sequence[Scan], plans: dict[str, Any], folder: Path, workers: int, console: Console
+    scans: Sequence[Scan],
+    plans: dict[str, Any],
+    folder: Path,
+    clip_percentile: float | None,
+    workers: int,
+    console: Console,
 ) -> list[CaseRow]:
-    work = partial(preprocess_scan, plans=plans, folder=folder)
+    work = partial(preprocess_scan, plans=plans, folder=folder, clip_percentile=clip_percentile)
     rows = []
     try:
         for result in _in_parallel(work, scans, workers, "Preprocessing", console):
@@ -160,28 +204,55 @@ def _preprocess(
     return sorted(rows, key=lambda row: row.case)
 
 
-def preprocess_scan(scan: Scan, plans: dict[str, Any], folder: Path) -> CaseRow | str:
-    """Runs nnU-Net's preprocessor on one scan and stores the volume, unless it is there already.
+def preprocess_scan(
+    scan: Scan, plans: dict[str, Any], folder: Path, clip_percentile: float | None = None
+) -> CaseRow | str:
+    """Runs nnU-Net's preprocessor on one scan and stores volume and exclusion mask, unless they are there already.
 
     Returns:
         the row of the case table, or the sentence that says why the scan cannot be stored.
     """
     target = folder / f"{scan.case}{ENDING}"
-    manager = PlansManager(plans)
-    configuration = manager.get_configuration(CONFIGURATION)
     if target.exists():
         volume = open_volume(target)[:].astype(np.float32)
     else:
-        volume, _, _ = DefaultPreprocessor(verbose=False).run_case(
-            [str(scan.path)], None, manager, configuration, dataset_json(1)
-        )
+        manager = PlansManager(plans)
+        configuration = manager.get_configuration(CONFIGURATION)
+        volume, excluded = _run_stock(scan, manager, configuration, clip_percentile)
         try:
+            # The mask first: a volume that is there says that its mask is.
+            if excluded is not None and excluded.any():
+                write_exclusion(exclusion_path(folder, scan.case), excluded, configuration.patch_size)
             write_volume(target, volume, configuration.patch_size)
         except ValueError as error:
             return f"{scan.path} cannot be stored: {error}; leave it out or repair it"
         volume = volume.astype(np.float16).astype(np.float32)
     low, high = np.percentile(volume, (0.5, 99.5))
-    return CaseRow(scan.case, scan.subject, str(scan.path), volume.shape[1:], float(low), float(high))
+    foreground = encode_occupancy(foreground_mask(volume[0]))
+    return CaseRow(scan.case, scan.subject, str(scan.path), volume.shape[1:], float(low), float(high), foreground)
+
+
+def _run_stock(
+    scan: Scan, manager: PlansManager, configuration: ConfigurationManager, clip_percentile: float | None
+) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+    """The preprocessed volume (1, Z, Y, X), and what is excluded of it (True), if the scan has a mask."""
+    reader = manager.image_reader_writer_class()
+    images, properties = reader.read_images([str(scan.path)])
+    images = clip_above(images, clip_percentile)
+
+    def stock(mask: NDArray[np.float32] | None) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+        volume, labels, _ = DefaultPreprocessor(verbose=False).run_case_npy(
+            images, mask, dict(properties), manager, configuration, dataset_json(1)
+        )
+        return volume, labels
+
+    if scan.exclude is None:
+        return stock(None)[0], None
+    volume, labels = stock(read_mask(scan.exclude, reader))
+    if any(configuration.use_mask_for_norm):
+        # nnU-Net takes the labels for the mask of the norm: where zero voxels are excluded, they would join it.
+        volume, _ = stock(None)
+    return volume, labels == 1
 
 
 def _in_parallel(

@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, ImageOnlyTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
@@ -16,17 +20,28 @@ from nnssl_mae.errors import UserError
 from nnssl_mae.files import sha256
 from nnssl_mae.plans import read_block
 from nnssl_mae.recipes.finetuning import FinetuneRecipe
+from nnssl_mae.recipes.reading import parse
+from nnssl_mae.training.freezing import train_part
 from nnssl_mae.training.one_head_trainer import OneHeadTrainer
-from nnssl_mae.training.schedules import FinetuneSchedule
+from nnssl_mae.training.schedules import (
+    FinetuneSchedule,
+    Phase,
+    keep_stock_layout,
+    parameter_groups,
+    phase_at,
+    phases,
+)
 from nnssl_mae.training.state import bare_network, training_state, write_checkpoint
 
 
 class nnUNetTrainerMAEFinetune(OneHeadTrainer):
     """Stock nnU-Net training with a published fine-tuning schedule and, unless it is the control, given weights.
 
-    The plans that ``nnssl-mae adapt`` wrote decide both. The result is a plain nnU-Net model: it predicts where this
-    package is not installed.
+    The plans that ``nnssl-mae adapt`` wrote decide both. Where the network is nnU-Net's own, so is the resulting model:
+    it predicts where this package is not installed.
     """
+
+    network: nn.Module
 
     # nnU-Net records the arguments by these names.
     def __init__(
@@ -39,13 +54,15 @@ class nnUNetTrainerMAEFinetune(OneHeadTrainer):
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
         block = read_block(self.configuration_manager.configuration, "finetune", self.plans_manager.plans_name)
-        self.recipe = FinetuneRecipe.model_validate(block["recipe"])
+        self.recipe = parse(FinetuneRecipe, block["recipe"], source=f"in the plans {self.plans_manager.plans_name}")
         self.initialisation: dict[str, Any] | None = block["initialisation"]
         self.initial_lr = self.recipe.peak_learning_rate
+        self.weight_decay = self.recipe.weight_decay
         self.num_epochs = self.recipe.epochs
         self.num_iterations_per_epoch = self.recipe.iterations
         self.num_val_iterations_per_epoch = max(1, self.recipe.iterations // 5)  # 50 of 250, as stock
         self.enable_deep_supervision = False
+        self._announced: Phase | None = None
         self._resumed = False
         self._initial_weights = torch.empty(0)  # -> initialize
 
@@ -60,10 +77,70 @@ class nnUNetTrainerMAEFinetune(OneHeadTrainer):
         super().initialize()
         self._initial_weights = _summary(self.network)
 
+    # ------------------------------------------------------------------ optimiser, phases, end
+
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, FinetuneSchedule]:
-        """Stock's optimiser with the schedule of the plans."""
-        optimizer, _ = super().configure_optimizers()
-        return optimizer, FinetuneSchedule(optimizer, self.recipe)
+        """One optimiser for all phases of the recipe, and the schedule of its rates."""
+        groups, recipe = parameter_groups(self.network, self.recipe), self.recipe
+        optimizer: torch.optim.Optimizer
+        if recipe.optimiser == "adamw":
+            optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=recipe.weight_decay)
+        else:
+            optimizer = torch.optim.SGD(
+                groups, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0
+            )
+        keep_stock_layout(optimizer, self.network)
+        return optimizer, FinetuneSchedule(optimizer, recipe)
+
+    def on_train_epoch_start(self) -> None:
+        """As stock, with the part of the network that learns in this epoch; depends on the number of the epoch only."""
+        phase = phase_at(phases(self.recipe), self.current_epoch)
+        self.network = train_part(self.network, phase.trains)
+        super().on_train_epoch_start()
+        if phase != self._announced:
+            self._announce(phase)
+
+    def _announce(self, phase: Phase) -> None:
+        order, peak = phases(self.recipe), self.recipe.peak_learning_rate
+        what = "the whole network" if phase.trains == "all" else "the decoder only, the encoder stands still"
+        first, last = (phase.rate(epoch, peak) for epoch in (phase.first_epoch, phase.last_epoch))
+        self.print_to_log_file(
+            f"Phase {order.index(phase) + 1} of {len(order)}, {phase.name}, epochs {phase.first_epoch} to "
+            f"{phase.last_epoch}: trains {what}; learning rate {first:.3g} to {last:.3g}"
+        )
+        rates = ", ".join(f"{group['name']} {group['lr']:.3g}" for group in self.optimizer.param_groups)
+        self.print_to_log_file(f"Learning rates of epoch {self.current_epoch}: {rates}")
+        self._announced = phase
+
+    def stop_early(self) -> bool:
+        """Whether the final decay has gone on for ``patience`` epochs without a new best EMA pseudo Dice.
+
+        Earlier phases never end a run: a Dice that stands still there says nothing about what comes.
+        """
+        if self.recipe.patience is None:
+            return False
+        dice = np.nan_to_num(self.logger.get_value("ema_fg_dice", step=None), nan=-np.inf)
+        since_best = len(dice) - 1 - int(np.argmax(dice))
+        in_last_phase = self.current_epoch - phases(self.recipe)[-1].first_epoch
+        return min(since_best, in_last_phase) >= self.recipe.patience
+
+    # ------------------------------------------------------------------ augmentation
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, bool, Any, Any]:
+        """As stock; without mirroring, in prediction neither, where the recipe says ``spatial``."""
+        rotation, dummy_2d, initial_patch_size, mirror_axes = (
+            super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        if self.recipe.augmentation == "spatial":
+            self.inference_allowed_mirroring_axes = mirror_axes = None
+        return rotation, dummy_2d, initial_patch_size, mirror_axes
+
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> BasicTransform:
+        """As stock (where it is static), without the intensity changes where the recipe says ``spatial``."""
+        transforms = super().get_training_transforms(*args, **kwargs)
+        return without_intensity(transforms) if self.recipe.augmentation == "spatial" else transforms
+
+    # ------------------------------------------------------------------ weights, checkpoints
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """As stock; a resumed run keeps its weights."""
@@ -116,6 +193,17 @@ class nnUNetTrainerMAEFinetune(OneHeadTrainer):
             "initialisation": self.initialisation,
         }
         write_checkpoint(Path(filename), state)
+
+
+def without_intensity(transforms: ComposeTransforms) -> ComposeTransforms:
+    """nnU-Net's training transforms but those that change the intensities of the image."""
+    return ComposeTransforms([each for each in transforms.transforms if not _changes_intensity(each)])
+
+
+def _changes_intensity(transform: BasicTransform) -> bool:
+    inner = transform.transform if isinstance(transform, RandomTransform) else transform
+    # batchgeneratorsv2 calls nnU-Net's own for cascades image transforms too: they change labels laid into the image.
+    return isinstance(inner, ImageOnlyTransform) and ".transforms.nnunet." not in type(inner).__module__
 
 
 def _read_tensors(file: Path, digest: str) -> dict[str, torch.Tensor]:

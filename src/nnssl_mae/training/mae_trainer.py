@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from time import time
 from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import distributed as dist
 from torch import nn
 
@@ -20,24 +21,28 @@ from nnssl_mae import __version__
 from nnssl_mae.checkpoints.adaptation_plan import make_adaptation_plan
 from nnssl_mae.evaluation.preview import PreviewCase, draw_preview
 from nnssl_mae.files import write_json
-from nnssl_mae.masking import hidden_voxels, hide
-from nnssl_mae.objectives import hidden_squared_error, reconstruction_metrics
-from nnssl_mae.patches.augmentation import SpatialAugmentation
+from nnssl_mae.masking import hidden_voxels
+from nnssl_mae.networks.pretraining import pretraining_network
+from nnssl_mae.objectives import denormalise_blocks, reconstruction_loss, reconstruction_metrics
 from nnssl_mae.patches.dataset import VolumeDataset
 from nnssl_mae.patches.loader import (
     Batch,
+    OnePass,
     PatchSettings,
     TrainingBatches,
     ValidationBatches,
+    epoch_iterations,
     training_stream,
     validation_stream,
 )
 from nnssl_mae.patches.splits import hold_out_by_subject
 from nnssl_mae.plans import PLANS_SCHEMA, read_block
 from nnssl_mae.recipes.reading import parse_recipe
-from nnssl_mae.scans.cases import read_cases
+from nnssl_mae.scans.cases import read_cases, read_foreground
 from nnssl_mae.training.logger import METRICS, PretrainingLogger, keep_paths_out_of_wandb
 from nnssl_mae.training.one_head_trainer import OneHeadTrainer
+from nnssl_mae.training.optimisers import EpochSchedule, make_optimizer
+from nnssl_mae.training.schedules import pretraining_learning_rate
 from nnssl_mae.training.state import bare_network, training_state, write_checkpoint
 
 _PREVIEW_CASES = 3
@@ -45,7 +50,7 @@ _LATEST, _BEST = "checkpoint_latest.pth", "checkpoint_best.pth"
 
 
 class nnUNetTrainerMAE(OneHeadTrainer):
-    """Reconstructs hidden blocks of unlabelled volumes (plain MAE, arXiv 2410.23132).
+    """Reconstructs hidden blocks of unlabelled volumes, by any recipe: plain MAE, S3D, AMAES or a user's own.
 
     Everything that decides a run stands in the recipe inside the plans (``nnssl-mae prepare`` wrote them). nnU-Net's
     training loop, checkpoints, logging and multi-GPU start are used as they are.
@@ -72,14 +77,16 @@ class nnUNetTrainerMAE(OneHeadTrainer):
                 size // edge
                 for size, edge in zip(self.configuration_manager.patch_size, block["block_edges"], strict=True)
             ),
-            ratio=self.recipe.masking.ratio,
+            masking=self.recipe.masking,
+            respect_exclusion=self.recipe.loss.respect_exclusion,
             seed=self.recipe.seed,
         )
         self.initial_lr = self.recipe.optimiser.learning_rate
         self.weight_decay = self.recipe.optimiser.weight_decay
         self.num_epochs = self.recipe.schedule.epochs
-        self.num_iterations_per_epoch = self.recipe.schedule.iterations
         self.save_every = self.recipe.schedule.checkpoint_every
+        if self.recipe.optimiser.precision != "fp16":
+            self.grad_scaler = None  # only fp16 can underflow
         self.enable_deep_supervision = False
         # Mirroring is learnt on all axes: what nnU-Net writes into checkpoints for prediction.
         self.inference_allowed_mirroring_axes = (0, 1, 2) if self.recipe.augmentation.mirror else None
@@ -99,20 +106,27 @@ class nnUNetTrainerMAE(OneHeadTrainer):
         # Stock initialisation has just chosen a dataset class that expects labels.
         self.dataset_class = VolumeDataset
 
-    def _build_loss(self) -> Any:
-        return hidden_squared_error
+    @staticmethod
+    def build_network_architecture(  # stock looks at the names of these arguments
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = False,
+    ) -> nn.Module:
+        """The network of the recipe in the plans; reconstructs as many channels as it gets."""
+        block = read_block(configuration_manager.configuration, "pretrain", plans_manager.plans_name)
+        recipe = parse_recipe(block["recipe"], source=f"in the plans {plans_manager.plans_name}")
+        architecture = configuration_manager.configuration["architecture"]
+        return pretraining_network(architecture, num_input_channels, recipe.network, recipe.masking.hidden_value)
 
-    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
-        """SGD with Nesterov momentum; one fused kernel on CUDA, which also spares a host sync of the grad scaler."""
-        optimizer = torch.optim.SGD(
-            self.network.parameters(),
-            self.initial_lr,
-            momentum=self.recipe.optimiser.momentum,
-            weight_decay=self.weight_decay,
-            nesterov=True,
-            fused=self.device.type == "cuda",
-        )
-        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+    def _build_loss(self) -> Any:
+        return partial(reconstruction_loss, recipe=self.recipe.loss)
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochSchedule]:
+        """The optimiser of the recipe; one fused kernel on CUDA, which also spares a host sync of the grad scaler."""
+        optimizer = make_optimizer(self.network.parameters(), self.recipe.optimiser, fused=self.device.type == "cuda")
+        return optimizer, EpochSchedule(optimizer, partial(pretraining_learning_rate, self.recipe))
 
     # ------------------------------------------------------------------ data
 
@@ -132,13 +146,17 @@ class nnUNetTrainerMAE(OneHeadTrainer):
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Streams of batches that depend on seed, epoch, iteration, rank and sample only."""
         training, validation = self.do_split()
+        one_pass = self.recipe.schedule.iterations == "dataset"
         batches = TrainingBatches(
             VolumeDataset(self.preprocessed_dataset_folder, training),
             self.patch_settings,
-            SpatialAugmentation(self.recipe.augmentation, self.patch_settings.patch_size),
+            self.recipe.augmentation,
             self.batch_size,
             self.local_rank,
+            self._foreground(training),
+            OnePass(self.configuration_manager.batch_size, self._place_in_batch()) if one_pass else None,
         )
+        self.num_iterations_per_epoch = self._iterations(len(training))
         workers, pin = get_allowed_n_proc_DA(), self.device.type == "cuda"
         self.preview_batches = self._validation_batches(validation[:_PREVIEW_CASES])
         held_out = self._validation_batches(self._share(validation[: self.recipe.schedule.validation_cases]))
@@ -147,6 +165,24 @@ class nnUNetTrainerMAE(OneHeadTrainer):
             training_stream(batches, self.current_epoch, self.num_epochs, self.num_iterations_per_epoch, workers, pin),
             validation_stream(held_out, min(workers, 1 + workers // 4), pin),
         )
+
+    def _iterations(self, volumes: int) -> int:
+        iterations = self.recipe.schedule.iterations
+        if iterations != "dataset":
+            return iterations
+        return epoch_iterations(volumes, self.configuration_manager.batch_size)
+
+    def _place_in_batch(self) -> int:
+        """Where the patches of this process start in the batch that nnU-Net shares out: earlier ones take the rest."""
+        if not self.is_ddp:
+            return 0
+        each, rest = divmod(self.configuration_manager.batch_size, dist.get_world_size())
+        return dist.get_rank() * each + min(dist.get_rank(), rest)
+
+    def _foreground(self, cases: Sequence[str]) -> dict[str, bytes] | None:
+        if self.recipe.masking.region == "uniform":
+            return None
+        return read_foreground(Path(self.preprocessed_dataset_folder), cases)
 
     def _share(self, cases: Sequence[str]) -> list[str]:
         """The cases that this process validates."""
@@ -159,29 +195,48 @@ class nnUNetTrainerMAE(OneHeadTrainer):
         widths = table["percentile_99_5"] - table["percentile_00_5"]
         data_range = dict(zip(table.index, widths, strict=True))
         volumes = VolumeDataset(self.preprocessed_dataset_folder, list(cases))
-        return ValidationBatches(volumes, self.patch_settings, data_range, list(cases), self.batch_size)
+        return ValidationBatches(
+            volumes, self.patch_settings, data_range, list(cases), self.batch_size, self._foreground(cases)
+        )
 
     # ------------------------------------------------------------------ steps
 
-    def _reconstruct(
-        self, batch: Batch, network: nn.Module | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Reconstruction, target and mask on the device; by another form of the network where one is given."""
-        data = batch["data"].to(self.device, non_blocking=True)
-        hidden = batch["hidden"].to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type) if self.device.type == "cuda" else nullcontext():
-            return (network or self.network)(hide(data, hidden)), data, hidden
+    def _reconstruct(self, batch: Batch, network: nn.Module | None = None) -> torch.Tensor:
+        """Reconstruction of a batch that lies on the device; by another form of the network where one is given."""
+        with self._number_format():
+            prediction: torch.Tensor = (network or self.network)(batch["data"], batch["hidden"])
+        return prediction
+
+    def _number_format(self) -> AbstractContextManager[Any]:
+        precision = self.recipe.optimiser.precision
+        if self.device.type != "cuda" or precision == "fp32":
+            return nullcontext()
+        return torch.autocast("cuda", dtype=torch.float16 if precision == "fp16" else torch.bfloat16)
+
+    def _on_device(self, batch: Batch) -> Batch:
+        return {
+            key: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            for key, value in batch.items()
+        }
 
     def train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
         """One optimiser step. The loss stays on the device until the epoch ends."""
+        batch = self._on_device(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(*self._reconstruct(batch))
+        loss = self.loss(
+            self._reconstruct(batch),
+            batch.get("target", batch["data"]),
+            batch["hidden"],
+            air=batch.get("air"),
+            excluded=batch.get("excluded"),
+        )
         if self.grad_scaler is None:
             loss.backward()
         else:
             self.grad_scaler.scale(loss).backward()
             self.grad_scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.optimiser.gradient_clip)
+        if self.recipe.optimiser.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.optimiser.gradient_clip)
         if self.grad_scaler is None:
             self.optimizer.step()
         else:
@@ -204,9 +259,16 @@ class nnUNetTrainerMAE(OneHeadTrainer):
 
     def validation_step(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Loss and metrics of each case, over hidden voxels only."""
-        prediction, target, hidden = self._reconstruct(batch)
-        data_range = batch["data_range"].to(self.device, non_blocking=True)
-        return reconstruction_metrics(prediction, target, hidden, data_range)
+        batch = self._on_device(batch)
+        prediction = self._in_image_units(self._reconstruct(batch), batch)
+        return reconstruction_metrics(
+            prediction, batch["data"], batch["hidden"], batch["data_range"], batch.get("excluded")
+        )
+
+    def _in_image_units(self, prediction: torch.Tensor, batch: Batch) -> torch.Tensor:
+        if self.recipe.loss.target_normalisation == "none":
+            return prediction
+        return denormalise_blocks(prediction, batch["data"], batch["hidden"])
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, torch.Tensor]]) -> None:
         """Logs the means over all held-out cases."""
@@ -264,14 +326,20 @@ class nnUNetTrainerMAE(OneHeadTrainer):
         cases = []
         with torch.no_grad():
             for index in range(len(self.preview_batches)):
-                batch = self.preview_batches[index]
+                batch = self._on_device(self.preview_batches[index])
                 # The bare network: one process alone must not start a distributed forward.
-                prediction, *_ = self._reconstruct(batch, bare_network(self.network))
+                prediction = self._in_image_units(self._reconstruct(batch, bare_network(self.network)), batch)
                 mask = hidden_voxels(batch["hidden"], batch["data"].shape[2:])
-                arrays = (batch["data"], prediction.float().cpu(), mask)
+                arrays = (batch["data"].cpu(), prediction.float().cpu(), mask.cpu())
                 for case, *volumes in zip(batch["cases"], *arrays, strict=True):
                     cases.append(PreviewCase(case, *(volume[0].numpy() for volume in volumes)))
         draw_preview(cases, Path(self.output_folder, name), f"{self.recipe.name}, epoch {self.current_epoch + 1}")
+
+    def stop_early(self) -> bool:
+        """Whether the validation loss has not improved for as many epochs as the recipe is patient."""
+        losses = self.logger.get_value("val_losses", step=None)
+        patience = self.recipe.schedule.patience
+        return patience is not None and len(losses) - 1 - int(np.argmin(losses)) >= patience
 
     def on_train_end(self) -> None:
         """As stock, and ends the loader processes, which stock does not know."""

@@ -1,0 +1,209 @@
+"""Checkpoints of nnssl, such as those of OpenMind (arXiv 2412.17041), with ``network_weights`` and an adaptation plan.
+
+No released file was at hand when this was written: it follows the description of the format, and the tests write files
+of that form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnssl_mae.checkpoints.describe import (
+    RESAMPLERS,
+    Checkpoint,
+    ReconstructionInfo,
+    check_preprocessing,
+    nnunet_architecture,
+)
+from nnssl_mae.checkpoints.nnssl_s3d import s3d_parts, tied
+from nnssl_mae.errors import UserError
+from nnssl_mae.files import read_json, sha256
+from nnssl_mae.recipes.pretraining import MaskingRecipe, NetworkRecipe
+
+_SIDE_FILE = "adaptation_plan.json"
+_NETWORKS = ("ResEncL", "ResidualEncoderUNet", "PlainConvUNet")
+_DEFAULT_RESAMPLING = {
+    "data": {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None},
+    "mask": {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": None},
+}
+_PLANS_KEYS = (
+    "dataset_name",
+    "plans_name",
+    "original_median_spacing_after_transp",
+    "image_reader_writer",
+    "transpose_forward",
+    "transpose_backward",
+    "experiment_planner_used",
+)
+
+
+def resenc_l() -> dict[str, Any]:
+    """Arguments of the Residual Encoder U-Net that nnssl calls ResEncL: 102.35 M parameters with one channel."""
+    return {
+        "n_stages": 6,
+        "features_per_stage": [32, 64, 128, 256, 320, 320],
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": [[3, 3, 3]] * 6,
+        "strides": [[1, 1, 1], *[[2, 2, 2]] * 5],
+        "n_blocks_per_stage": [1, 3, 4, 6, 6, 6],
+        "n_conv_per_stage_decoder": [1] * 5,
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+
+
+def side_plan(path: Path) -> dict[str, Any] | None:
+    """The adaptation plan that lies beside a checkpoint, or None."""
+    file = path.with_name(_SIDE_FILE)
+    return read_json(file, "download it again") if file.is_file() else None
+
+
+def read_nnssl(content: Mapping[str, Any], plan: Mapping[str, Any], path: Path) -> Checkpoint:
+    """Describes a checkpoint of nnssl in our terms.
+
+    Args:
+        content: what was loaded from ``path``; ``network_weights`` holds tensors.
+        plan: its adaptation plan, from the file or from beside it. Lists may be tuples, whole numbers may stand for
+            floats, and ``key_to_lpe`` may be absent.
+
+    Raises:
+        UserError: a network or preprocessing that is not known here, or a plan with something missing.
+    """
+    try:
+        return _described(content, _plain(plan), path)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UserError(f"{path} has a damaged adaptation plan ({error!r})") from error
+
+
+def _described(content: Mapping[str, Any], plan: Mapping[str, Any], path: Path) -> Checkpoint:
+    notes: list[str] = []
+    pretraining = plan["pretrain_plan"]
+    plans = {key: pretraining[key] for key in _PLANS_KEYS if key in pretraining}
+    data = _data(_configuration(content, pretraining, notes), plan, plans, notes)
+    check_preprocessing(plans, data, path)
+    architecture = _architecture(plan["architecture_plans"], path)
+    weights, untied = tied(content["network_weights"])
+    if untied:
+        notes.append(
+            f"{untied} tensors of the file are stored twice with different values, as S3D's are; the copies named "
+            "'all_modules' are the trained ones and were taken."
+        )
+    reconstruction, reason, tokens = _reconstruction(content, architecture, untied > 0, notes)
+    trainer = str(content.get("trainer_name", "nnssl"))
+    if reconstruction is not None and not reconstruction.released_s3d and "MAE" not in trainer.upper():
+        notes.append(f"The trainer {trainer} may not be a masked autoencoder; then its reconstruction means nothing.")
+    return Checkpoint(
+        weights={**weights, **tokens},
+        architecture=architecture,
+        channels=int(plan["pretrain_num_input_channels"]),
+        plans=plans,
+        data=data,
+        origin={
+            "recipe": trainer,
+            "epochs": content.get("current_epoch", "?"),
+            "version": "nnssl",
+            "sha256": sha256(path),
+            "citations": [str(citation) for citation in content.get("citations", ())],
+        },
+        reconstruction=reconstruction,
+        cannot_reconstruct=reason,
+        notes=tuple(notes),
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists at any depth."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _architecture(description: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    name = description["arch_class_name"]
+    if name not in _NETWORKS:
+        raise UserError(f"{path} holds nnssl's network '{name}', which cannot be used; {', '.join(_NETWORKS)} can")
+    if name == "ResEncL":
+        return nnunet_architecture("ResidualEncoderUNet", description.get("arch_kwargs") or resenc_l(), None, path)
+    return nnunet_architecture(name, description["arch_kwargs"], description.get("arch_kwargs_requiring_import"), path)
+
+
+def _configuration(content: Mapping[str, Any], pretraining: Mapping[str, Any], notes: list[str]) -> Mapping[str, Any]:
+    """The configuration of the plan that was trained: the one the trainer was started with, else the first."""
+    configurations: Mapping[str, Any] = pretraining["configurations"]
+    started_with = content.get("init_args")
+    name = str(started_with.get("configuration_name") if isinstance(started_with, dict) else None)
+    if name not in configurations:
+        name = next(iter(configurations))
+        if len(configurations) > 1:
+            notes.append(f"The plan has {len(configurations)} configurations; the first, '{name}', was taken.")
+    chosen: Mapping[str, Any] = configurations[name]
+    return chosen
+
+
+def _data(
+    configuration: Mapping[str, Any], plan: Mapping[str, Any], plans: Mapping[str, Any], notes: list[str]
+) -> dict[str, Any]:
+    """The configuration in the words of our own adaptation plan."""
+    style = configuration.get("spacing_style")
+    spacing = [1, 1, 1] if style == "onemmiso" else configuration.get("spacing")
+    patch = plan.get("pretrain_patch_size") or configuration.get("patch_size")
+    data = {
+        "data_identifier": str(configuration.get("data_identifier", "nnssl")),
+        "preprocessor_name": "DefaultPreprocessor",
+        "spacing_style": style,
+        "spacing": [float(edge) for edge in spacing or plans["original_median_spacing_after_transp"]],
+        "patch_size": [int(edge) for edge in patch or plan["recommended_downstream_patchsize"]],
+        "normalization_schemes": configuration["normalization_schemes"],
+        "use_mask_for_norm": [bool(masked) for masked in configuration["use_mask_for_norm"]],
+    }
+    for kind in ("data", "mask"):
+        data |= _resampling(configuration, kind, style, notes)
+    if len(data["spacing"]) != 3 or len(data["patch_size"]) != 3:
+        raise ValueError("spacing and patch size must be three numbers")
+    return data
+
+
+def _resampling(configuration: Mapping[str, Any], kind: str, style: Any, notes: list[str]) -> dict[str, Any]:
+    """nnU-Net's resampling function for images or masks, with its arguments."""
+    key = f"resampling_fn_{kind}"
+    name, kwargs = configuration.get(key), configuration.get(f"{key}_kwargs")
+    if style == "noresample":
+        name, kwargs = "no_resampling_hack", {}
+    elif name not in RESAMPLERS:
+        notes.append(f"nnU-Net has no resampling function '{name}'; its default for {kind} was taken.")
+        name, kwargs = RESAMPLERS[0], _DEFAULT_RESAMPLING[kind]
+    return {key: name, f"{key}_kwargs": dict(kwargs or {})}
+
+
+def _reconstruction(
+    content: Mapping[str, Any], architecture: Mapping[str, Any], untied: bool, notes: list[str]
+) -> tuple[ReconstructionInfo | None, str, dict[str, torch.Tensor]]:
+    """How to reconstruct, or None and why not; and the tensors that stand beside encoder and decoder."""
+    masking = MaskingRecipe(block_size=16, ratio=0.75)
+    spark = content.get("spark_weights")
+    if spark is None and untied:
+        return None, "it is an S3D file without 'spark_weights', so the mask tokens of its network are missing", {}
+    if spark is None:
+        return ReconstructionInfo(NetworkRecipe(), masking), "", {}
+    if "n_blocks_per_stage" not in architecture["arch_kwargs"]:
+        return None, "S3D is known with a Residual Encoder U-Net only", {}
+    widths: Sequence[int] = architecture["arch_kwargs"]["features_per_stage"]
+    parts = s3d_parts(spark, widths)
+    if isinstance(parts, str):
+        return None, parts, {}
+    notes.append(
+        "S3D: nnssl lets its first convolution see what is hidden; here it does not, so the picture is slightly worse "
+        "than in its training."
+    )
+    tokens, densify = any("mask_tokens" in name for name in parts), any("densifiers" in name for name in parts)
+    network = NetworkRecipe(sparse=True, mask_tokens=tokens, densify=densify)
+    return ReconstructionInfo(network, masking, released_s3d=True), "", parts

@@ -1,0 +1,173 @@
+"""``nnssl-mae preview``: pictures and NIfTI files of what a checkpoint makes of hidden blocks in given scans."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+from nibabel.affines import voxel_sizes
+from nibabel.orientations import apply_orientation, io_orientation
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from nnssl_mae.checkpoints.describe import Checkpoint
+from nnssl_mae.checkpoints.read import read_checkpoint
+from nnssl_mae.errors import UserError
+from nnssl_mae.evaluation.geometry import in_file_order, patch_to_scan, write_nifti
+from nnssl_mae.evaluation.preview import PreviewCase, draw_preview
+from nnssl_mae.evaluation.reconstruct import (
+    Hiding,
+    Reconstruction,
+    choose_hiding,
+    load_network,
+    preprocess,
+    reconstruct,
+    reconstruction_info,
+)
+from nnssl_mae.scans.find import Scan, find_scans
+from nnssl_mae.scans.measure import measure_scan
+
+_FILES = ("preview.png", "input.nii.gz", "hidden_input.nii.gz", "reconstruction.nii.gz", "combined.nii.gz")
+
+
+def preview(
+    path: Path,
+    sources: Sequence[Path],
+    out: Path,
+    console: Console,
+    ratio: float | None = None,
+    seed: int = 0,
+    block_size: int | None = None,
+    device: str | None = None,
+) -> None:
+    """Writes ``<case>_preview.png`` and NIfTI files for each scan, and prints a table of metrics.
+
+    Args:
+        path: the checkpoint.
+        sources: scans, or folders of scans. All are checked before anything is written.
+        out: folder; made if need be.
+        console: for notes and the table.
+        ratio, block_size: as in pre-training where None.
+        seed: of the draw; every scan gets the same mask.
+        device: ``cpu``, ``cuda``, or None for a GPU where there is one.
+
+    Raises:
+        UserError: bad checkpoint, scan, option or folder; then nothing is written.
+    """
+    checkpoint = read_checkpoint(path)
+    hiding = choose_hiding(checkpoint, path, ratio, seed, block_size)
+    where = _device(device)
+    found = find_scans(sources)
+    _check_scans(found.scans, checkpoint, path, out)
+    network = load_network(checkpoint, path).to(where)
+    for note in (*checkpoint.notes, *(f"{mask} is an exclusion mask by its name." for mask in found.lonely_masks)):
+        console.print(note, style="yellow", soft_wrap=True, highlight=False)
+    with _writing_to(out):
+        out.mkdir(parents=True, exist_ok=True)
+    table = Table("scan", "PSNR (dB)", "SSIM", "R2", "hidden")
+    for scan in found.scans:
+        prepared = preprocess(scan, checkpoint)
+        try:
+            result = reconstruct(network, checkpoint, prepared, hiding, where)
+        except torch.OutOfMemoryError as error:
+            raise UserError("The GPU has too little memory for this patch and network; use --device cpu") from error
+        except ValueError as error:
+            raise UserError(f"{scan.path} cannot be reconstructed: {error}") from error
+        to_scan = patch_to_scan(
+            scan.path,
+            checkpoint.plans["image_reader_writer"],
+            prepared.properties,
+            checkpoint.plans["transpose_forward"],
+            prepared.volume.shape,
+            result.corner,
+        )
+        with _writing_to(out):
+            _write(result, checkpoint.plans["transpose_forward"], scan, to_scan, _title(result, hiding), out)
+        table.add_row(scan.case, *_metrics(result), f"{result.hidden.mean():.0%}")
+    console.print(table)
+    console.print(f"Wrote {len(_FILES)} files a scan to {out}", soft_wrap=True, highlight=False)
+
+
+def _device(name: str | None) -> torch.device:
+    if name not in (None, "cpu", "cuda"):
+        raise UserError(f"--device {name} is not possible; use cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no GPU here; use --device cpu")
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _check_scans(scans: Sequence[Scan], checkpoint: Checkpoint, path: Path, out: Path) -> None:
+    """Looks at every scan and every name of an output, so that a bad one stops all before anything is written."""
+    reader = str(checkpoint.plans["image_reader_writer"])
+    clip = reconstruction_info(checkpoint, path).clip_percentile
+    found = [measure_scan(scan, reader, intensity_samples=1, clip_percentile=clip) for scan in scans]
+    problems = [f"{scan.path} {scan.problem}" for scan in found if scan.problem]
+    if problems:
+        more = f" (and {len(problems) - 1} more of the {len(scans)} scans)" if len(problems) > 1 else ""
+        raise UserError(f"{problems[0]}, so it cannot be reconstructed{more}; leave it out or repair it")
+    given = {scan.path.resolve() for scan in scans}
+    for target in (target for scan in scans for target in _targets(out, scan.case)):
+        if target.resolve() in given:
+            raise UserError(f"The output {target} would replace a scan of that name; choose another folder with -o")
+
+
+@contextlib.contextmanager
+def _writing_to(out: Path) -> Iterator[None]:
+    """A sentence for a full disk, a missing permission, or a file where a folder should be."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"Nothing can be written to {out} ({error.strerror}); choose another folder with -o") from error
+
+
+def _targets(out: Path, case: str) -> list[Path]:
+    return [out / f"{case}_{name}" for name in _FILES]
+
+
+def _write(
+    result: Reconstruction, transpose_forward: Sequence[int], scan: Scan, to_scan: NDArray[Any], title: str, out: Path
+) -> None:
+    picture, *files = _targets(out, scan.case)
+    volumes = (result.original, result.hidden_input, result.output, result.combined)
+    for file, volume in zip(files, volumes, strict=True):
+        write_nifti(file, in_file_order(volume, transpose_forward), scan.path, to_scan)
+    affine = nibabel.load(scan.path).affine @ to_scan
+
+    def upright(volume: NDArray[Any]) -> NDArray[Any]:
+        """(Z, Y, X) with axes that point up, to the front and to the right."""
+        turned = apply_orientation(in_file_order(volume, transpose_forward), io_orientation(affine))
+        return np.asarray(turned).transpose(2, 1, 0)
+
+    case = PreviewCase(
+        scan.case, upright(result.original), upright(result.output), upright(result.hidden), _upright_spacing(affine)
+    )
+    draw_preview([case], picture, title)
+
+
+def _upright_spacing(affine: NDArray[Any]) -> tuple[float, float, float]:
+    """Voxel edges in mm along the axis that points most up, to the front and to the right."""
+    axes = [int(axis) for axis in io_orientation(affine)[:, 0]]
+    z, y, x = (float(voxel_sizes(affine)[axes.index(axis)]) for axis in (2, 1, 0))
+    return z, y, x
+
+
+def _title(result: Reconstruction, hiding: Hiding) -> str:
+    psnr, ssim, r2 = _metrics(result)
+    blocks = "x".join(map(str, result.blocks))
+    return (
+        f"hidden voxels: PSNR {psnr} dB, SSIM {ssim}, R2 {r2}\n"
+        f"{result.hidden.mean():.0%} hidden in blocks of {blocks} voxels, seed {hiding.seed}"
+    )
+
+
+def _metrics(result: Reconstruction) -> list[str]:
+    """PSNR, SSIM and R2; SSIM is undefined where the hidden blocks hold no whole window."""
+    digits = {"psnr": 2, "ssim": 3, "r2": 3}
+    values = {name: result.metrics[name] for name in digits}
+    return [f"{value:.{digits[name]}f}" if np.isfinite(value) else "undefined" for name, value in values.items()]

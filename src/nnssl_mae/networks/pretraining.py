@@ -1,0 +1,159 @@
+"""The network that is pre-trained: a planned encoder, a decoder, and between them what a recipe asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from dynamic_network_architectures.initialization.weight_init import InitWeights_He
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from nnssl_mae.masking import as_blocks, hide
+from nnssl_mae.networks.decoders import SkipFreeDecoder
+from nnssl_mae.networks.heads import freeze_unused_heads
+from nnssl_mae.networks.sparse import run_masked, visible_at
+from nnssl_mae.recipes.pretraining import NetworkRecipe
+
+_TOKEN_STD = 0.02
+
+
+def pretraining_network(
+    architecture: Mapping[str, Any], channels: int, network: NetworkRecipe, hidden_value: Literal["zero", "token"]
+) -> PretrainingNetwork:
+    """Builds and initialises the network of a recipe.
+
+    Args:
+        architecture: as in nnU-Net's plans.
+        channels: of the volumes, in and out.
+        network: decoder, skips, sparse encoder, tokens, densification; sizes stand in ``architecture``.
+        hidden_value: what stands in hidden voxels of the input.
+    """
+    stock: Any = get_network_from_plans(
+        architecture["network_class_name"],
+        architecture["arch_kwargs"],
+        architecture["_kw_requires_import"],
+        channels,
+        channels,
+        allow_init=True,
+        deep_supervision=False,
+    )
+    encoder = stock.encoder
+    if network.skips:
+        freeze_unused_heads(stock)
+        return PretrainingNetwork(encoder, stock.decoder, channels, network, hidden_value)
+    convs = list(architecture["arch_kwargs"]["n_conv_per_stage_decoder"])
+    decoder = SkipFreeDecoder(encoder, channels, [1] * len(convs) if network.decoder == "light" else convs)
+    decoder.apply(InitWeights_He(1e-2))
+    return PretrainingNetwork(encoder, decoder, channels, network, hidden_value)
+
+
+class PretrainingNetwork(nn.Module):
+    """Hides blocks of volumes and reconstructs them; it never sees what it hides.
+
+    ``encoder.*`` and ``decoder.*`` have nnU-Net's names. ``mask_tokens``, ``densifiers`` and ``hidden_value`` exist
+    where the recipe uses them, are named after the resolution (0 = highest), and are not transferred.
+    """
+
+    def __init__(
+        self,
+        encoder: Any,
+        decoder: Any,
+        channels: int,
+        network: NetworkRecipe,
+        hidden_value: Literal["zero", "token"],
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.sparse, self.skips = network.sparse, network.skips
+        self.checkpoint_activations = network.checkpoint_activations
+        widths: list[int] = list(encoder.output_channels)
+        used = range(len(widths)) if network.skips else [len(widths) - 1]
+        if network.mask_tokens:
+            self.mask_tokens = nn.ParameterDict(
+                {str(level): torch.randn(1, widths[level], 1, 1, 1) * _TOKEN_STD for level in used}
+            )
+        if network.densify:
+            self.densifiers = nn.ModuleDict(
+                {str(level): nn.Conv3d(widths[level], widths[level], 3, padding=1) for level in used if level > 0}
+            )
+            self.densifiers.apply(InitWeights_He(1e-2))
+        if hidden_value == "token":
+            self.hidden_value = nn.Parameter(torch.zeros(1, channels, 1, 1, 1))
+
+    def forward(self, volumes: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Reconstructs volumes.
+
+        Args:
+            volumes: (B, C, D, H, W).
+            hidden: bool (B, 1, d, h, w), True = hidden.
+
+        Returns:
+            (B, C, D, H, W).
+        """
+        features = self.encode(self.hide(volumes, hidden), hidden)
+        return self.decode(self.fill(features, hidden))
+
+    def hide(self, volumes: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """The input of the first layer: zero, or the learned value, in hidden blocks."""
+        shown = hide(volumes, hidden)
+        if hasattr(self, "hidden_value"):
+            shown = _add_where(shown, hidden, self.hidden_value)
+        return shown
+
+    def encode(self, shown: torch.Tensor, hidden: torch.Tensor) -> list[torch.Tensor]:
+        """Features of each resolution, highest first; zero at hidden positions if the encoder is sparse."""
+        stages = [*([self.encoder.stem] if _has_stem(self.encoder) else []), *self.encoder.stages]
+        features, x = [], shown
+        for stage in stages:
+            x = self._run(run_masked, stage, x, hidden) if self.sparse else self._run(stage, x)
+            features.append(x)
+        return features[1:] if _has_stem(self.encoder) else features
+
+    def fill(self, features: list[torch.Tensor], hidden: torch.Tensor) -> list[torch.Tensor]:
+        """Puts mask tokens into hidden positions and densifies, where the recipe says so."""
+        filled = list(features)
+        if hasattr(self, "mask_tokens"):
+            for level, token in self.mask_tokens.items():
+                x = filled[int(level)]
+                # Hidden positions of sparse features are zero, so adding is filling.
+                filled[int(level)] = _add_where(x, ~visible_at(hidden, x.shape[2:]), token)
+        if hasattr(self, "densifiers"):
+            for level, convolution in self.densifiers.items():
+                filled[int(level)] = convolution(filled[int(level)])
+        return filled
+
+    def decode(self, features: list[torch.Tensor]) -> torch.Tensor:
+        """From features of each resolution, highest first, to a reconstruction."""
+        x = features[-1]
+        levels = zip(self.decoder.transpconvs, self.decoder.stages, reversed(features[:-1]), strict=True)
+        for transposed, stage, skip in levels:
+            x = self._run(_upwards, transposed, stage, x, skip if self.skips else None)
+        reconstruction: torch.Tensor = self.decoder.seg_layers[-1](x)
+        return reconstruction
+
+    def _run(self, function: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
+        """Calls, keeping the activations inside or recomputing them in the backward pass."""
+        if self.checkpoint_activations and self.training:
+            result: torch.Tensor = checkpoint(function, *arguments, use_reentrant=False)
+            return result
+        return function(*arguments)
+
+
+def _has_stem(encoder: Any) -> bool:
+    return getattr(encoder, "stem", None) is not None
+
+
+def _add_where(features: torch.Tensor, where: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+    """Adds a vector (1, C, 1, 1, 1) to features (B, C, D, H, W) in the blocks of ``where``, bool (B, 1, d, h, w)."""
+    added = (token * where).to(features.dtype)[:, :, :, None, :, None, :, None]
+    return (as_blocks(features, where) + added).reshape(features.shape)
+
+
+def _upwards(transposed: nn.Module, stage: nn.Module, x: torch.Tensor, skip: torch.Tensor | None) -> torch.Tensor:
+    x = transposed(x)
+    result: torch.Tensor = stage(x if skip is None else torch.cat((x, skip), dim=1))
+    return result

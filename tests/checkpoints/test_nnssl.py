@@ -1,0 +1,203 @@
+"""Files of nnssl (OpenMind). No released file is at hand: these have the form that is described."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+from nnssl_mae.checkpoints.describe import nnunet_architecture
+from nnssl_mae.checkpoints.nnssl import resenc_l
+from nnssl_mae.checkpoints.read import read_checkpoint
+from nnssl_mae.checkpoints.transfer import load_into, select
+from nnssl_mae.downstream.adapt import adapt
+from nnssl_mae.errors import UserError
+from nnssl_mae.evaluation.reconstruct import load_network
+from nnssl_mae.masking import hide
+from nnssl_mae.plans import CONFIGURATION
+from nnssl_mae.recipes.finetuning import finetune_recipe
+from tests.checkpoints.files import adaptation_plan, with_configuration, write_nnssl
+from tests.tiny_scans import write_labelled
+
+PATCH = torch.randn(1, 1, 32, 32, 32, generator=torch.Generator().manual_seed(0))
+HIDDEN = torch.rand(1, 1, 2, 2, 2, generator=torch.Generator().manual_seed(4)) < 0.6
+
+
+def test_a_file_of_plain_mae_reconstructs_as_its_network(tmp_path: Path) -> None:
+    network = write_nnssl(tmp_path / "checkpoint_final.pth", adaptation_plan())
+    checkpoint = read_checkpoint(tmp_path / "checkpoint_final.pth")
+    read = load_network(checkpoint, tmp_path)
+    with torch.inference_mode():
+        # nnssl hides by multiplying the volume with the mask, then runs the stock network.
+        expected = network.decoder(network.encoder(hide(PATCH, HIDDEN)))
+        assert torch.equal(read(PATCH, HIDDEN), expected)
+    assert checkpoint.reconstruction is not None
+    assert (checkpoint.reconstruction.masking.block_size, checkpoint.reconstruction.masking.ratio) == (16, 0.75)
+    assert checkpoint.data["spacing"] == [1.0, 1.0, 1.0]
+    assert checkpoint.data["patch_size"] == [32, 32, 32]
+    assert checkpoint.plans["image_reader_writer"] == "SimpleITKIO"
+    assert checkpoint.origin["recipe"] == "BaseMAETrainer_BS8_1000ep"
+    assert checkpoint.notes == ()
+
+
+def test_a_folder_as_it_is_downloaded(tmp_path: Path) -> None:
+    """Released: weights without training state, the plan beside them, and perhaps citations."""
+    write_nnssl(tmp_path / "checkpoint_final.pth", None, citations=["Wald et al."], current_epoch=7)
+    (tmp_path / "adaptation_plan.json").write_text(json.dumps(adaptation_plan(key_to_lpe=None)))
+    checkpoint = read_checkpoint(tmp_path)
+    assert load_network(checkpoint, tmp_path)
+    assert (checkpoint.origin["citations"], checkpoint.origin["epochs"]) == (["Wald et al."], 7)
+    assert str(tmp_path) not in json.dumps(checkpoint.origin)
+
+
+def test_the_published_network_has_its_published_size() -> None:
+    plan = {"arch_class_name": "ResEncL", "arch_kwargs": None, "arch_kwargs_requiring_import": None}
+    architecture = nnunet_architecture("ResidualEncoderUNet", plan["arch_kwargs"] or resenc_l(), None, Path("x"))
+    with torch.device("meta"):
+        network = get_network_from_plans(
+            architecture["network_class_name"],
+            architecture["arch_kwargs"],
+            architecture["_kw_requires_import"],
+            1,
+            1,
+            allow_init=False,
+            deep_supervision=False,
+        )
+    state = network.state_dict()
+    assert len(state) == 956
+    assert round(sum(parameter.numel() for parameter in network.parameters()) / 1e6, 2) == 102.35
+    counts = {
+        part: sum(name.startswith(part) for name in state)
+        for part in ("encoder.stem", "encoder.stages", "decoder.encoder", "decoder.stages", "decoder.seg_layers")
+    }
+    assert list(counts.values()) == [8, 440, 448, 40, 10]
+    assert state["encoder.stem.convs.0.conv.weight"].shape == (32, 1, 3, 3, 3)
+    assert "encoder.stages.1.blocks.0.skip.1.conv.weight" in state
+    assert "encoder.stages.1.blocks.0.skip.1.conv.bias" not in state
+
+
+def test_resencl_by_name_is_described_as_the_published_network(tmp_path: Path) -> None:
+    write_nnssl(tmp_path / "x.pth", adaptation_plan(architecture_plans={"arch_class_name": "ResEncL"}))
+    checkpoint = read_checkpoint(tmp_path / "x.pth")
+    assert checkpoint.architecture["arch_kwargs"] == resenc_l()
+    # Its weights are of another network here.
+    with pytest.raises(UserError, match=r"x\.pth cannot reconstruct: \d+ tensors are missing"):
+        load_network(checkpoint, tmp_path / "x.pth")
+
+
+def test_patch_and_spacing_in_all_their_places(tmp_path: Path) -> None:
+    file = tmp_path / "x.pth"
+    write_nnssl(file, adaptation_plan(pretrain_patch_size=[64, 32, 32]))
+    assert read_checkpoint(file).data["patch_size"] == [64, 32, 32]
+    write_nnssl(file, with_configuration(adaptation_plan(), spacing_style="median", spacing=[2, 0.9, 1]))
+    assert read_checkpoint(file).data["spacing"] == [2.0, 0.9, 1.0]
+    write_nnssl(file, with_configuration(adaptation_plan(), spacing_style="noresample", spacing=None))
+    data = read_checkpoint(file).data
+    assert (data["resampling_fn_data"], data["resampling_fn_mask_kwargs"]) == ("no_resampling_hack", {})
+
+
+def test_a_resampling_function_that_nnunet_lacks_becomes_its_default_and_is_named(tmp_path: Path) -> None:
+    write_nnssl(tmp_path / "x.pth", with_configuration(adaptation_plan(), resampling_fn_data="resample_their_way"))
+    checkpoint = read_checkpoint(tmp_path / "x.pth")
+    assert checkpoint.data["resampling_fn_data"] == "resample_data_or_seg_to_shape"
+    assert checkpoint.data["resampling_fn_data_kwargs"]["order"] == 3
+    assert "no resampling function 'resample_their_way'" in " ".join(checkpoint.notes)
+
+
+def test_the_configuration_that_was_trained_is_taken(tmp_path: Path) -> None:
+    plan = adaptation_plan()
+    one = plan["pretrain_plan"]["configurations"]["onemmiso"]
+    plan["pretrain_plan"]["configurations"] = {
+        "median": {**one, "spacing_style": "median", "spacing": [3, 3, 3]},
+        "onemmiso": one,
+    }
+    write_nnssl(tmp_path / "x.pth", plan)
+    assert read_checkpoint(tmp_path / "x.pth").data["spacing"] == [1.0, 1.0, 1.0]
+    write_nnssl(tmp_path / "x.pth", plan, init_args={})
+    checkpoint = read_checkpoint(tmp_path / "x.pth")
+    assert checkpoint.data["spacing"] == [3.0, 3.0, 3.0]
+    assert "2 configurations; the first, 'median'" in " ".join(checkpoint.notes)
+
+
+@pytest.mark.parametrize(
+    ("plan", "sentence"),
+    [
+        (adaptation_plan(architecture_plans={"arch_class_name": "PrimusM"}), "network 'PrimusM', which cannot be used"),
+        (adaptation_plan(architecture_plans={"arch_class_name": "NoSkipResEncL"}), "'NoSkipResEncL'"),
+        (with_configuration(adaptation_plan(), normalization_schemes=["CTNormalization"]), "'CTNormalization'"),
+        (adaptation_plan(pretrain_plan={}), "damaged adaptation plan"),
+        (adaptation_plan(pretrain_num_input_channels="many"), "damaged adaptation plan"),
+        (with_configuration(adaptation_plan(), spacing_style="median", spacing=[1, 1]), "must be three numbers"),
+    ],
+)
+def test_what_cannot_be_used_gets_a_sentence(tmp_path: Path, plan: dict[str, Any], sentence: str) -> None:
+    write_nnssl(tmp_path / "x.pth", plan)
+    with pytest.raises(UserError, match=sentence):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+def test_a_reader_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    plan = adaptation_plan()
+    plan["pretrain_plan"]["image_reader_writer"] = "Tiff3DIO"
+    write_nnssl(tmp_path / "x.pth", plan)
+    with pytest.raises(UserError, match="reader 'Tiff3DIO'"):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+def test_a_plan_cannot_name_foreign_classes(tmp_path: Path) -> None:
+    plan = adaptation_plan()
+    plan["architecture_plans"]["arch_kwargs"] = {**plan["architecture_plans"]["arch_kwargs"], "nonlin": "os.system"}
+    write_nnssl(tmp_path / "x.pth", plan)
+    with pytest.raises(UserError, match=r"'os\.system' as nonlin, which is not a class of torch\.nn"):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+def test_a_file_without_any_plan(tmp_path: Path) -> None:
+    write_nnssl(tmp_path / "x.pth", None)
+    with pytest.raises(UserError, match="no description of the pre-training"):
+        read_checkpoint(tmp_path / "x.pth")
+    write_nnssl(tmp_path / "x.pth", None, spark_weights={})
+    with pytest.raises(UserError, match=r"adaptation_plan\.json beside the file"):
+        read_checkpoint(tmp_path / "x.pth")
+    (tmp_path / "adaptation_plan.json").write_text("{")
+    with pytest.raises(UserError, match=r"adaptation_plan\.json cannot be read"):
+        read_checkpoint(tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"checkpoint_final\.pth does not exist"):
+        read_checkpoint(tmp_path)
+
+
+def test_weights_of_an_encoder_alone_cannot_reconstruct_and_say_so(tmp_path: Path) -> None:
+    """Contrastive methods release no decoder."""
+    network = write_nnssl(tmp_path / "x.pth", adaptation_plan())
+    encoder = {name: tensor for name, tensor in network.state_dict().items() if name.startswith("encoder.")}
+    write_nnssl(tmp_path / "x.pth", adaptation_plan(), network_weights=encoder, trainer_name="SimCLRTrainer")
+    checkpoint = read_checkpoint(tmp_path / "x.pth")
+    assert "SimCLRTrainer may not be a masked autoencoder" in checkpoint.notes[0]
+    with pytest.raises(UserError, match="it holds no decoder"):
+        load_network(checkpoint, tmp_path / "x.pth")
+
+
+def test_a_file_of_nnssl_can_be_fine_tuned(tmp_path: Path, nnunet_folders: Path) -> None:
+    network = write_nnssl(tmp_path / "x.pth", adaptation_plan())
+    raw = write_labelled(nnunet_folders / "raw", 4, "Tiny", count=1)
+    folder = nnunet_folders / "preprocessed" / raw.name
+    folder.mkdir()
+    (folder / "dataset.json").write_text((raw / "dataset.json").read_text())
+    (folder / "dataset_fingerprint.json").write_text(
+        json.dumps({"shapes_after_crop": [[40, 50, 40]], "spacings": [[4, 4, 4]]})
+    )
+    stock = {"original_median_spacing_after_transp": [4, 4, 4], "configurations": {"3d_fullres": {}}}
+    (folder / "nnUNetResEncUNetLPlans.json").write_text(json.dumps(stock))
+    checkpoint = read_checkpoint(tmp_path / "x.pth")
+    result = adapt(checkpoint, 4, "P", finetune_recipe(False, 4, 2), "encoder", batch_size=2)
+    configuration = json.loads((folder / "P.json").read_text())["configurations"][CONFIGURATION]
+    assert (configuration["patch_size"], configuration["spacing"]) == ([32, 32, 32], [1.0, 1.0, 1.0])
+    assert result.configuration["nnssl_mae"]["initialisation"]["origin"]["version"] == "nnssl"
+    target = get_network_from_plans(*checkpoint.architecture.values(), 1, 3)
+    load_into(target, select(checkpoint.weights, "encoder"))
+    name = "encoder.stages.2.blocks.1.conv2.conv.weight"
+    assert torch.equal(target.state_dict()[f"decoder.{name}"], network.state_dict()[name])
