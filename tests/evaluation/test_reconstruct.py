@@ -12,11 +12,12 @@ import torch
 from nnssl_mae.checkpoints.describe import Checkpoint
 from nnssl_mae.checkpoints.read import read_checkpoint
 from nnssl_mae.errors import UserError
-from nnssl_mae.evaluation.reconstruct import Hiding, Preprocessed, choose_hiding, load_network, preprocess, reconstruct
+from nnssl_mae.evaluation.reconstruct import Hiding, choose_hiding, load_network, preprocess_as_trained, reconstruct
 from nnssl_mae.plans import CONFIGURATION
 from nnssl_mae.scans.find import Scan
 from nnssl_mae.scans.foreground import foreground_mask
 from nnssl_mae.scans.prepare import preprocess_scan
+from nnssl_mae.scans.preprocess import Preprocessed
 from nnssl_mae.scans.storage import open_volume
 from tests.checkpoints.files import tiny_recipe, write_own
 from tests.evaluation.test_preview_scans import write_scan
@@ -52,7 +53,7 @@ def test_volumes_are_those_of_the_preparation(tmp_path: Path, clip: float | None
     row = preprocess_scan(scan, plans, tmp_path, clip)
     assert not isinstance(row, str)
     prepared = open_volume(tmp_path / "x.b2nd")[0].astype(np.float32)
-    np.testing.assert_allclose(preprocess(scan, checkpoint).volume, prepared, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(preprocess_as_trained(scan, checkpoint).volume[0], prepared, rtol=1e-3, atol=1e-3)
 
 
 def test_padding_and_excluded_voxels_do_not_count(tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ def test_padding_and_excluded_voxels_do_not_count(tmp_path: Path) -> None:
     volume = random_volume((12, 40, 16))
     excluded = np.zeros(volume.shape, bool)
     excluded[:, :16] = True
-    scan = Preprocessed(volume, excluded, {})
+    scan = Preprocessed(volume[None], excluded[None], {})
     result = reconstruct(network, checkpoint, scan, Hiding(0.5, 4, 0), CPU)
     assert result.corner == (-2, 12, 0)
     np.testing.assert_array_equal(result.original[2:14], volume[:, 12:28])
@@ -76,9 +77,9 @@ def test_hidden_voxels_have_no_influence(tmp_path: Path) -> None:
     checkpoint = checkpoint_of(tmp_path)
     network = load_network(checkpoint, tmp_path)
     volume = random_volume((16, 16, 16))
-    result = reconstruct(network, checkpoint, Preprocessed(volume, None, {}), Hiding(0.6, 4, 5), CPU)
+    result = reconstruct(network, checkpoint, Preprocessed(volume[None], None, {}), Hiding(0.6, 4, 5), CPU)
     other = np.where(result.hidden, 7.0, volume).astype(np.float32)
-    again = reconstruct(network, checkpoint, Preprocessed(other, None, {}), Hiding(0.6, 4, 5), CPU)
+    again = reconstruct(network, checkpoint, Preprocessed(other[None], None, {}), Hiding(0.6, 4, 5), CPU)
     np.testing.assert_array_equal(result.output, again.output)
 
 
@@ -87,7 +88,7 @@ def test_normalised_blocks_are_shown_with_their_true_brightness(tmp_path: Path) 
     network = load_network(checkpoint, tmp_path)
     volume = random_volume((16, 16, 16)) * 0.1
     volume[:8] += 50
-    scan, hiding = Preprocessed(volume, None, {}), Hiding(0.5, 4, 0)
+    scan, hiding = Preprocessed(volume[None], None, {}), Hiding(0.5, 4, 0)
     shown = reconstruct(network, checkpoint, scan, hiding, CPU)
     assert checkpoint.reconstruction is not None
     plain = replace(checkpoint, reconstruction=replace(checkpoint.reconstruction, target_normalisation="none"))
@@ -103,7 +104,9 @@ def test_a_recipe_that_hides_the_body_only_leaves_air_visible(tmp_path: Path) ->
     hiding = choose_hiding(checkpoint, tmp_path, None, 0, None)
     volume = np.zeros((16, 16, 16), np.float32)
     volume[4:, 4:12] = 5 + random_volume((12, 8, 16))
-    result = reconstruct(load_network(checkpoint, tmp_path), checkpoint, Preprocessed(volume, None, {}), hiding, CPU)
+    result = reconstruct(
+        load_network(checkpoint, tmp_path), checkpoint, Preprocessed(volume[None], None, {}), hiding, CPU
+    )
     assert result.hidden.any()
     assert foreground_mask(volume)[result.hidden].all()
 

@@ -26,7 +26,7 @@ from nnssl_mae.evaluation.reconstruct import (
     Reconstruction,
     choose_hiding,
     load_network,
-    preprocess,
+    preprocess_as_trained,
     reconstruct,
     reconstruction_info,
 )
@@ -72,7 +72,7 @@ def preview(
         out.mkdir(parents=True, exist_ok=True)
     table = Table("scan", "PSNR (dB)", "SSIM", "R2", "hidden")
     for scan in found.scans:
-        prepared = preprocess(scan, checkpoint)
+        prepared = preprocess_as_trained(scan, checkpoint)
         try:
             result = reconstruct(network, checkpoint, prepared, hiding, where)
         except torch.OutOfMemoryError as error:
@@ -84,7 +84,7 @@ def preview(
             checkpoint.plans["image_reader_writer"],
             prepared.properties,
             checkpoint.plans["transpose_forward"],
-            prepared.volume.shape,
+            prepared.volume.shape[1:],
             result.corner,
         )
         with _writing_to(out):

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
 from torch import nn
@@ -21,11 +20,9 @@ from nnssl_mae.masking import as_blocks, block_edges, eligible_blocks, hidden_vo
 from nnssl_mae.networks.pretraining import PretrainingNetwork, pretraining_network
 from nnssl_mae.objectives import denormalise_blocks, reconstruction_metrics
 from nnssl_mae.patches.augmentation import crop
-from nnssl_mae.scans.exclusion import read_mask
 from nnssl_mae.scans.find import Scan
 from nnssl_mae.scans.foreground import foreground_mask
-from nnssl_mae.scans.measure import clip_above
-from nnssl_mae.scans.planning import dataset_json
+from nnssl_mae.scans.preprocess import Preprocessed, preprocess
 
 Volume = NDArray[np.float32]
 _CONFIGURATION = "pretraining"
@@ -39,16 +36,6 @@ class Hiding:
     block_size: int
     seed: int
     foreground_only: bool = False
-
-
-@dataclass(frozen=True)
-class Preprocessed:
-    """A whole scan as it was preprocessed for the pre-training: arrays (Z, Y, X), ``excluded`` True = never counts."""
-
-    volume: Volume
-    excluded: NDArray[np.bool_] | None
-    properties: dict[str, Any]
-    """What nnU-Net says about reading, cropping and resampling."""
 
 
 @dataclass(frozen=True)
@@ -149,23 +136,11 @@ def _misfit(network: nn.Module, checkpoint: Checkpoint) -> str:
     return f"{name} is {tuple(given[name].shape)} in the file and {tuple(needed[name].shape)} in the network"
 
 
-def preprocess(scan: Scan, checkpoint: Checkpoint) -> Preprocessed:
-    """Runs nnU-Net's own preprocessing, after the clip if the recipe has one."""
+def preprocess_as_trained(scan: Scan, checkpoint: Checkpoint) -> Preprocessed:
+    """What the network would have been trained on, had the scan been there."""
     manager = PlansManager(_preprocessing_plans(checkpoint))
-    reader = manager.image_reader_writer_class()
-    images, properties = reader.read_images([str(scan.path)])
-    if checkpoint.reconstruction is not None:
-        images = clip_above(images, checkpoint.reconstruction.clip_percentile)
-
-    def stock(mask: Volume | None) -> tuple[NDArray[Any], NDArray[Any]]:
-        volumes, labels, _ = DefaultPreprocessor(verbose=False).run_case_npy(
-            images, mask, properties, manager, manager.get_configuration(_CONFIGURATION), dataset_json(1)
-        )
-        return np.asarray(volumes[0], dtype=np.float32), np.asarray(labels[0])
-
-    excluded = None if scan.exclude is None else stock(read_mask(scan.exclude, reader))[1] == 1
-    # Without the mask, which nnU-Net would also use for its norm.
-    return Preprocessed(stock(None)[0], excluded, properties)
+    clip = None if checkpoint.reconstruction is None else checkpoint.reconstruction.clip_percentile
+    return preprocess(scan, manager, manager.get_configuration(_CONFIGURATION), clip)
 
 
 def _preprocessing_plans(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -200,14 +175,14 @@ def reconstruct(
     Raises:
         ValueError: too few blocks could be hidden.
     """
-    volume, patch_size = scan.volume, checkpoint.data["patch_size"]
+    volume, patch_size = scan.volume[0], checkpoint.data["patch_size"]
     corner = tuple((size - edge) // 2 for size, edge in zip(volume.shape, patch_size, strict=True))
 
     def patch_of(array: NDArray[Any]) -> torch.Tensor:
         return crop(array[None].astype(np.float32), corner, patch_size)[None]
 
     original = patch_of(volume)
-    counted = np.ones(volume.shape, bool) if scan.excluded is None else ~scan.excluded
+    counted = np.ones(volume.shape, bool) if scan.excluded is None else ~scan.excluded[0]
     hidden = _sample(patch_of(foreground_mask(volume)) if hiding.foreground_only else None, patch_size, hiding)[None]
     with torch.inference_mode():
         shown = network.hide(original.to(device), hidden.to(device)).cpu()

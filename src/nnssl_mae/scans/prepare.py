@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from numpy.typing import NDArray
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -30,11 +28,11 @@ from nnssl_mae.folders import dataset_name, datasets_with_number, nnunet_folder
 from nnssl_mae.plans import CONFIGURATION, PRETRAINING_PLANS, describe_topology
 from nnssl_mae.recipes.pretraining import DataRecipe, Recipe
 from nnssl_mae.scans.cases import CaseRow, write_cases
-from nnssl_mae.scans.exclusion import read_mask
 from nnssl_mae.scans.find import Scan, find_scans
 from nnssl_mae.scans.foreground import encode_occupancy, foreground_mask
-from nnssl_mae.scans.measure import Measurement, clip_above, fingerprint, measure_scan, samples_a_scan
+from nnssl_mae.scans.measure import Measurement, fingerprint, measure_scan, samples_a_scan
 from nnssl_mae.scans.planning import READERS, dataset_json, plan_unlabelled, topology_note
+from nnssl_mae.scans.preprocess import preprocess
 from nnssl_mae.scans.storage import (
     ENDING,
     EXCLUDE_SUFFIX,
@@ -218,11 +216,12 @@ def preprocess_scan(
     else:
         manager = PlansManager(plans)
         configuration = manager.get_configuration(CONFIGURATION)
-        volume, excluded = _run_stock(scan, manager, configuration, clip_percentile)
+        done = preprocess(scan, manager, configuration, clip_percentile)
+        volume = done.volume
         try:
             # The mask first: a volume that is there says that its mask is.
-            if excluded is not None and excluded.any():
-                write_exclusion(exclusion_path(folder, scan.case), excluded, configuration.patch_size)
+            if done.excluded is not None and done.excluded.any():
+                write_exclusion(exclusion_path(folder, scan.case), done.excluded, configuration.patch_size)
             write_volume(target, volume, configuration.patch_size)
         except ValueError as error:
             return f"{scan.path} cannot be stored: {error}; leave it out or repair it"
@@ -230,29 +229,6 @@ def preprocess_scan(
     low, high = np.percentile(volume, (0.5, 99.5))
     foreground = encode_occupancy(foreground_mask(volume[0]))
     return CaseRow(scan.case, scan.subject, str(scan.path), volume.shape[1:], float(low), float(high), foreground)
-
-
-def _run_stock(
-    scan: Scan, manager: PlansManager, configuration: ConfigurationManager, clip_percentile: float | None
-) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
-    """The preprocessed volume (1, Z, Y, X), and what is excluded of it (True), if the scan has a mask."""
-    reader = manager.image_reader_writer_class()
-    images, properties = reader.read_images([str(scan.path)])
-    images = clip_above(images, clip_percentile)
-
-    def stock(mask: NDArray[np.float32] | None) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
-        volume, labels, _ = DefaultPreprocessor(verbose=False).run_case_npy(
-            images, mask, dict(properties), manager, configuration, dataset_json(1)
-        )
-        return volume, labels
-
-    if scan.exclude is None:
-        return stock(None)[0], None
-    volume, labels = stock(read_mask(scan.exclude, reader))
-    if any(configuration.use_mask_for_norm):
-        # nnU-Net takes the labels for the mask of the norm: where zero voxels are excluded, they would join it.
-        volume, _ = stock(None)
-    return volume, labels == 1
 
 
 def _in_parallel(
