@@ -284,8 +284,8 @@ def schedule(
     plot: Annotated[Path | None, typer.Option(help="Picture to write (.png).")] = None,
 ) -> None:
     """Show what a recipe trains when, and at which learning rate."""
-    from nnssl_mae.evaluation.schedule_plot import draw_schedule, print_schedule, timeline
     from nnssl_mae.recipes.finetuning import load_any_recipe
+    from nnssl_mae.training.schedule_plot import draw_schedule, print_schedule, timeline
 
     console = Console()
     plan = timeline(load_any_recipe(recipe, epochs, changes or ()))

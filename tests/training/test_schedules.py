@@ -8,9 +8,9 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch import nn
 
 from nnssl_mae.errors import UserError
-from nnssl_mae.evaluation.schedule_plot import draw_schedule, timeline
 from nnssl_mae.recipes.finetuning import load_any_recipe, load_finetune_recipe
 from nnssl_mae.recipes.reading import load_recipe
+from nnssl_mae.training.schedule_plot import draw_schedule, timeline
 from nnssl_mae.training.schedules import (
     FinetuneSchedule,
     group_factors,

@@ -15,7 +15,7 @@ _DATA_KEYS = (
     "spacing",
     "patch_size",
 )
-_PLANS_KEYS = (
+PLANS_KEYS = (
     "dataset_name",
     "plans_name",
     "original_median_spacing_after_transp",
@@ -55,7 +55,7 @@ def make_adaptation_plan(plans: Mapping[str, Any], configuration_name: str, chan
             "arch_kwargs_requiring_import": list(architecture["_kw_requires_import"]),
         },
         "pretrain_plan": {
-            **{key: plans[key] for key in _PLANS_KEYS},
+            **{key: plans[key] for key in PLANS_KEYS},
             "configurations": {configuration_name: data},
         },
         "pretrain_num_input_channels": channels,

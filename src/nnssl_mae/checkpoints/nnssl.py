@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from nnssl_mae.checkpoints.adaptation_plan import PLANS_KEYS
 from nnssl_mae.checkpoints.describe import (
     RESAMPLERS,
     Checkpoint,
@@ -30,15 +31,6 @@ _DEFAULT_RESAMPLING = {
     "data": {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None},
     "mask": {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": None},
 }
-_PLANS_KEYS = (
-    "dataset_name",
-    "plans_name",
-    "original_median_spacing_after_transp",
-    "image_reader_writer",
-    "transpose_forward",
-    "transpose_backward",
-    "experiment_planner_used",
-)
 
 
 def resenc_l() -> dict[str, Any]:
@@ -87,7 +79,7 @@ def read_nnssl(content: Mapping[str, Any], plan: Mapping[str, Any], path: Path) 
 def _described(content: Mapping[str, Any], plan: Mapping[str, Any], path: Path) -> Checkpoint:
     notes: list[str] = []
     pretraining = plan["pretrain_plan"]
-    plans = {key: pretraining[key] for key in _PLANS_KEYS if key in pretraining}
+    plans = {key: pretraining[key] for key in PLANS_KEYS if key in pretraining}
     data = _data(_configuration(content, pretraining, notes), plan, plans, notes)
     check_preprocessing(plans, data, path)
     architecture = _architecture(plan["architecture_plans"], path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -27,21 +26,18 @@ from nnssl_mae.objectives import denormalise_blocks, reconstruction_loss, recons
 from nnssl_mae.patches.dataset import VolumeDataset
 from nnssl_mae.patches.loader import (
     Batch,
-    OnePass,
     PatchSettings,
-    TrainingBatches,
-    ValidationBatches,
-    epoch_iterations,
     training_stream,
     validation_stream,
 )
 from nnssl_mae.patches.splits import hold_out_by_subject
 from nnssl_mae.plans import PLANS_SCHEMA, read_block
 from nnssl_mae.recipes.reading import parse_recipe
-from nnssl_mae.scans.cases import read_cases, read_foreground
+from nnssl_mae.scans.cases import read_cases
 from nnssl_mae.training.logger import METRICS, PretrainingLogger, keep_paths_out_of_wandb
 from nnssl_mae.training.one_head_trainer import OneHeadTrainer
 from nnssl_mae.training.optimisers import EpochSchedule, make_optimizer
+from nnssl_mae.training.pretraining_data import PretrainingData
 from nnssl_mae.training.schedules import pretraining_learning_rate
 from nnssl_mae.training.state import bare_network, training_state, write_checkpoint
 
@@ -146,57 +142,25 @@ class nnUNetTrainerMAE(OneHeadTrainer):
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Streams of batches that depend on seed, epoch, iteration, rank and sample only."""
         training, validation = self.do_split()
-        one_pass = self.recipe.schedule.iterations == "dataset"
-        batches = TrainingBatches(
-            VolumeDataset(self.preprocessed_dataset_folder, training),
-            self.patch_settings,
-            self.recipe.augmentation,
-            self.batch_size,
-            self.local_rank,
-            self._foreground(training),
-            OnePass(self.configuration_manager.batch_size, self._place_in_batch()) if one_pass else None,
-        )
-        self.num_iterations_per_epoch = self._iterations(len(training))
-        workers, pin = get_allowed_n_proc_DA(), self.device.type == "cuda"
-        self.preview_batches = self._validation_batches(validation[:_PREVIEW_CASES])
-        held_out = self._validation_batches(self._share(validation[: self.recipe.schedule.validation_cases]))
+        data, workers, pin = self._data(), get_allowed_n_proc_DA(), self.device.type == "cuda"
+        self.preview_batches = data.validation(validation[:_PREVIEW_CASES])
+        held_out = data.validation(data.share_of(validation[: self.recipe.schedule.validation_cases]))
         self.num_val_iterations_per_epoch = len(held_out)
+        iterations = self.num_iterations_per_epoch = data.iterations(len(training))
         return (
-            training_stream(batches, self.current_epoch, self.num_epochs, self.num_iterations_per_epoch, workers, pin),
+            training_stream(data.training(training), self.current_epoch, self.num_epochs, iterations, workers, pin),
             validation_stream(held_out, min(workers, 1 + workers // 4), pin),
         )
 
-    def _iterations(self, volumes: int) -> int:
-        iterations = self.recipe.schedule.iterations
-        if iterations != "dataset":
-            return iterations
-        return epoch_iterations(volumes, self.configuration_manager.batch_size)
-
-    def _place_in_batch(self) -> int:
-        """Where the patches of this process start in the batch that nnU-Net shares out: earlier ones take the rest."""
-        if not self.is_ddp:
-            return 0
-        each, rest = divmod(self.configuration_manager.batch_size, dist.get_world_size())
-        return dist.get_rank() * each + min(dist.get_rank(), rest)
-
-    def _foreground(self, cases: Sequence[str]) -> dict[str, bytes] | None:
-        if self.recipe.masking.region == "uniform":
-            return None
-        return read_foreground(Path(self.preprocessed_dataset_folder), cases)
-
-    def _share(self, cases: Sequence[str]) -> list[str]:
-        """The cases that this process validates."""
-        if not self.is_ddp:
-            return list(cases)
-        return list(cases[dist.get_rank() :: dist.get_world_size()])
-
-    def _validation_batches(self, cases: Sequence[str]) -> ValidationBatches:
-        table = read_cases(Path(self.preprocessed_dataset_folder))
-        widths = table["percentile_99_5"] - table["percentile_00_5"]
-        data_range = dict(zip(table.index, widths, strict=True))
-        volumes = VolumeDataset(self.preprocessed_dataset_folder, list(cases))
-        return ValidationBatches(
-            volumes, self.patch_settings, data_range, list(cases), self.batch_size, self._foreground(cases)
+    def _data(self) -> PretrainingData:
+        return PretrainingData(
+            Path(self.preprocessed_dataset_folder),
+            self.recipe,
+            self.patch_settings,
+            batch_size=self.batch_size,
+            global_batch=self.configuration_manager.batch_size,
+            rank=dist.get_rank() if self.is_ddp else 0,
+            processes=dist.get_world_size() if self.is_ddp else 1,
         )
 
     # ------------------------------------------------------------------ steps
@@ -378,7 +342,8 @@ class nnUNetTrainerMAE(OneHeadTrainer):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Validates on all held-out scans and writes ``validation/summary.json`` (there is nothing to segment)."""
         _, validation = self.do_split()
-        batches = self._validation_batches(self._share(validation))
+        data = self._data()
+        batches = data.validation(data.share_of(validation))
         self.network.eval()
         with torch.no_grad():
             means = self._mean_over_cases([self.validation_step(batches[i]) for i in range(len(batches))])

@@ -1,0 +1,68 @@
+"""What one of the processes of a pre-training reads, and in which share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnssl_mae.patches.dataset import VolumeDataset
+from nnssl_mae.patches.loader import OnePass, PatchSettings, TrainingBatches, ValidationBatches, epoch_iterations
+from nnssl_mae.recipes.pretraining import Recipe
+from nnssl_mae.scans.cases import read_cases, read_foreground
+
+
+@dataclass(frozen=True)
+class PretrainingData:
+    """From a preprocessed dataset and a recipe to the batches of one process.
+
+    ``batch_size`` is that of this process, ``global_batch`` that of all ``processes`` together; the first ones take a
+    patch more where it does not divide, as nnU-Net shares it out.
+    """
+
+    folder: Path
+    recipe: Recipe
+    settings: PatchSettings
+    batch_size: int
+    global_batch: int
+    rank: int = 0
+    processes: int = 1
+
+    def training(self, cases: Sequence[str]) -> TrainingBatches:
+        """Augmented batches of these cases."""
+        return TrainingBatches(
+            VolumeDataset(str(self.folder), list(cases)),
+            self.settings,
+            self.recipe.augmentation,
+            self.batch_size,
+            self.rank,
+            self._foreground(cases),
+            OnePass(self.global_batch, self._offset()) if self.recipe.schedule.iterations == "dataset" else None,
+        )
+
+    def validation(self, cases: Sequence[str]) -> ValidationBatches:
+        """Batches of these cases that never change."""
+        table = read_cases(self.folder)
+        widths = table["percentile_99_5"] - table["percentile_00_5"]
+        data_range = dict(zip(table.index, widths, strict=True))
+        volumes = VolumeDataset(str(self.folder), list(cases))
+        return ValidationBatches(
+            volumes, self.settings, data_range, list(cases), self.batch_size, self._foreground(cases)
+        )
+
+    def share_of(self, cases: Sequence[str]) -> list[str]:
+        """The cases that this process validates."""
+        return list(cases[self.rank :: self.processes])
+
+    def iterations(self, volumes: int) -> int:
+        """Steps of an epoch over so many training volumes."""
+        iterations = self.recipe.schedule.iterations
+        return epoch_iterations(volumes, self.global_batch) if iterations == "dataset" else iterations
+
+    def _offset(self) -> int:
+        """Where the patches of this process start in the batch of all."""
+        each, rest = divmod(self.global_batch, self.processes)
+        return self.rank * each + min(self.rank, rest)
+
+    def _foreground(self, cases: Sequence[str]) -> dict[str, bytes] | None:
+        return None if self.recipe.masking.region == "uniform" else read_foreground(self.folder, cases)
