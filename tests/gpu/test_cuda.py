@@ -21,8 +21,7 @@ def cuda_trainer(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> nnUNetTrain
 
 def test_a_step_never_waits_for_the_device(prepared: Path, monkeypatch) -> None:
     trainer = cuda_trainer(prepared, monkeypatch)
-    batch = next(trainer.dataloader_train)
-    on_device = {**batch, "data": batch["data"].cuda(), "hidden": batch["hidden"].cuda()}
+    on_device = trainer._on_device(next(trainer.dataloader_train))
     trainer.train_step(on_device)  # the first step chooses algorithms and creates the optimiser's state
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -39,8 +38,11 @@ def test_half_precision_loss_is_close_to_single_precision_on_cpu(prepared: Path,
     reference.network.load_state_dict({k: v.cpu() for k, v in trainer.network.state_dict().items()})
     batch = next(trainer.dataloader_train)
     with torch.no_grad():
-        half = trainer.loss(*trainer._reconstruct(batch)).item()
-        single = reference.loss(*reference._reconstruct(batch)).item()
+        half, single = (
+            made.loss(made._reconstruct(on), on["data"], on["hidden"], excluded=on.get("excluded")).item()
+            for made in (trainer, reference)
+            for on in [made._on_device(batch)]
+        )
     assert half == pytest.approx(single, rel=5e-3)
 
 
