@@ -24,6 +24,13 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path, name: str = "") -> None:
+    """Removes the temporary files of writes that were killed: of the file ``name``, or of all files in the folder."""
+    for path in folder.iterdir():
+        if path.name.startswith(f".{name}") and path.name.endswith(".tmp"):
+            path.unlink(missing_ok=True)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON by rename, in nnU-Net's layout (4 spaces, keys in the given order)."""
     with whole_file(path) as temporary:

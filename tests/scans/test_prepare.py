@@ -248,9 +248,13 @@ def test_a_killed_run_is_continued(nnunet_folders, two_scans_and_a_text, tiny_re
     assert staging.name.startswith(".Dataset900")
     before = {path.name: path.stat().st_mtime_ns for path in staging.rglob("*.b2nd")}
     assert len(before) == 2
+    # A worker that was killed while it wrote could not clean up.
+    (volumes,) = [path for path in staging.iterdir() if path.is_dir()]
+    (volumes / ".left.b2nd.4711.tmp").write_bytes(b"half a volume")
     dataset = run([two_scans_and_a_text], tiny_recipe)
     assert {path.name: path.stat().st_mtime_ns for path in dataset.rglob("*.b2nd")} == before
     assert list((nnunet_folders / "preprocessed").iterdir()) == [dataset]
+    assert not list(dataset.rglob("*.tmp"))
 
 
 def test_a_full_disk_and_a_killed_worker_keep_what_is_done(

@@ -135,7 +135,17 @@ def test_a_failed_write_leaves_the_earlier_checkpoint_whole(trained, monkeypatch
     with pytest.raises(OSError, match="disk full"):
         trained.save_checkpoint(str(path))
     assert path.read_bytes() == before
-    assert not list(path.parent.glob("*.tmp"))
+    assert not list(path.parent.glob(".*.tmp"))
+
+
+def test_what_a_killed_write_left_goes_with_the_next_one(trained) -> None:
+    path = Path(trained.output_folder, "checkpoint_final.pth")
+    left, other = (path.with_name(f".{name}.4711.tmp") for name in (path.name, "somebody_elses.pth"))
+    for file in (left, other):
+        file.write_bytes(b"half a file")
+    trained.save_checkpoint(str(path))
+    assert not left.exists()
+    assert other.exists()
 
 
 def test_only_the_last_head_is_trained(prepared: Path) -> None:

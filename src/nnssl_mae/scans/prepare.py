@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nnssl_mae.errors import ResumableError, UserError
-from nnssl_mae.files import short_hash, write_json
+from nnssl_mae.files import remove_leftovers, short_hash, write_json
 from nnssl_mae.folders import dataset_name, datasets_with_number, nnunet_folder
 from nnssl_mae.plans import CONFIGURATION, PRETRAINING_PLANS, describe_topology
 from nnssl_mae.recipes.pretraining import DataRecipe, Recipe
@@ -101,6 +101,9 @@ def prepare(
     except UserError:
         shutil.rmtree(staging)
         raise
+    # Of workers that were killed while they wrote: nnU-Net refuses a data folder with files of other endings.
+    for folder in (staging, volumes):
+        remove_leftovers(folder)
     write_cases(volumes, rows)
     write_json(staging / "dataset_fingerprint.json", numbers)
     write_json(staging / "dataset.json", dataset_json(len(scans)))

@@ -10,7 +10,7 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from nnssl_mae.files import whole_file
+from nnssl_mae.files import remove_leftovers, whole_file
 
 
 def bare_network(network: nn.Module) -> nn.Module:
@@ -44,7 +44,8 @@ def training_state(trainer: Any, trainer_name: str) -> dict[str, Any]:
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Writes by rename: a crash leaves the earlier checkpoint whole."""
+    """Writes by rename: a crash leaves the earlier checkpoint whole, and nothing else once the next one is written."""
+    remove_leftovers(path.parent, path.name)
     with whole_file(path) as temporary:
         torch.save(state, temporary)
 
