@@ -74,7 +74,11 @@ def bad_scans(tmp_path: Path) -> Path:
         ("good", ["--spacing", "1", "1"], "--spacing 1 1 is not possible"),
         ("good", ["--spacing", "0", "1", "1"], "must be positive"),
         ("good", ["--patch", "big"], "--patch big is not possible"),
-        ("good", ["--recipe", "smoke", "--patch", "33", "33", "33"], "the nearest patch that fits is --patch 32 32 32"),
+        (
+            "good",
+            ["--recipe", "smoke", "--patch", "33", "33", "33"],
+            "--set network.patch_size=[32,32,32]",
+        ),
         ("good", ["--batch", "0"], "network.batch_size"),
         ("good", ["--batch", "2", "--patch", "planner"], "--batch cannot be used with a planner patch"),
     ],

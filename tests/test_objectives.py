@@ -141,6 +141,15 @@ def test_metrics_by_hand(batch) -> None:
         torch.testing.assert_close(metrics["r2"][i], r2)
 
 
+def test_block_means_that_were_given_away_earn_no_r2(batch) -> None:
+    _, target, hidden = batch
+    empty = denormalise_blocks(torch.zeros_like(target), target + 4 * hidden_voxels(hidden, (16, 16, 16)), hidden)
+    shifted = target + 4 * hidden_voxels(hidden, (16, 16, 16))
+    assert (reconstruction_metrics(empty, shifted, hidden, torch.ones(2))["r2"] > 0.5).all()
+    honest = reconstruction_metrics(empty, shifted, hidden, torch.ones(2), block_baseline=True)["r2"]
+    torch.testing.assert_close(honest, torch.zeros(2), atol=1e-5, rtol=0)
+
+
 def test_metrics_do_not_look_at_excluded_voxels(batch) -> None:
     prediction, target, hidden = batch
     excluded = torch.zeros(2, 1, 16, 16, 16, dtype=torch.bool)

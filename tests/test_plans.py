@@ -6,7 +6,15 @@ import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnssl_mae.errors import UserError
-from nnssl_mae.plans import CONFIGURATION, data_identifier, network_configuration, read_block, same_topology
+from nnssl_mae.plans import (
+    CONFIGURATION,
+    check_plans_name,
+    check_prepared,
+    data_identifier,
+    network_configuration,
+    read_block,
+    same_topology,
+)
 from nnssl_mae.recipes.reading import load_recipe, override
 
 
@@ -59,17 +67,37 @@ def test_other_backbones_are_planned_and_built_by_nnunet(plans: dict, backbone: 
     assert "n_conv_per_stage" not in again["architecture"]["arch_kwargs"]
 
 
+def test_a_block_as_large_as_the_patch_is_refused(plans: dict) -> None:
+    architecture = plans["configurations"][CONFIGURATION]["architecture"]
+    with pytest.raises(UserError, match="is the whole patch of 32x32x32"):
+        network_configuration(architecture, load_recipe("smoke").network, (1, 1, 1), 32)
+
+
+@pytest.mark.parametrize("name", ["splits_final", "dataset", "dataset_fingerprint", "nnUNetPlans", "", "a/b", "ä"])
+def test_names_of_nnunets_own_files_are_no_plans_names(name: str) -> None:
+    with pytest.raises(UserError, match="Plans cannot be called"):
+        check_plans_name(name)
+
+
+def test_plans_that_are_not_for_pretraining_are_refused(prepared: Path) -> None:
+    check_prepared(prepared, "nnsslMAEPlans")
+    with pytest.raises(UserError, match="not made for this trainer"):
+        check_prepared(prepared, "dataset")
+    with pytest.raises(UserError, match="has no plans 'x'"):
+        check_prepared(prepared, "x")
+
+
 def test_blocks_that_do_not_fill_the_patch_are_refused_with_the_nearest(plans: dict) -> None:
     architecture = plans["configurations"][CONFIGURATION]["architecture"]
-    with pytest.raises(UserError, match=r"blocks of 24\^3.*--patch 192 192 192, or masking.block_size 20"):
+    with pytest.raises(UserError, match=r"blocks of 24\^3.*size=\[192,192,192\], or --set masking.block_size=20"):
         network_configuration(architecture, load_recipe("mae").network, (1, 1, 1), 24)
 
 
-@pytest.mark.parametrize(("patch", "nearest"), [((100, 100, 100), "96 96 96"), ((160, 150, 160), "160 160 160")])
+@pytest.mark.parametrize(("patch", "nearest"), [((100, 100, 100), "96,96,96"), ((160, 150, 160), "160,160,160")])
 def test_a_patch_that_does_not_fit_is_refused_with_the_nearest(plans: dict, patch, nearest) -> None:
     architecture = plans["configurations"][CONFIGURATION]["architecture"]
     network = override(load_recipe("mae"), {"network.patch_size": patch}).network
-    with pytest.raises(UserError, match=f"--patch {nearest}"):
+    with pytest.raises(UserError, match=rf"patch_size=\[{nearest}\]"):
         network_configuration(architecture, network, (1, 1, 1), 16)
 
 

@@ -563,7 +563,9 @@ def test_prepare_combines_settings_with_its_shortcuts_and_keeps_the_recipe_as_pu
     recipe, published = prepare("--recipe", "mae", *options, "--batch", "3")
     changes = {"masking.ratio": (0.6, 0.9), "data.spacing": (2, 2, 2)}
     changes |= {"network.patch_size": (64, 64, 64), "network.batch_size": 3}
-    assert recipe == override(load_recipe("mae"), changes)
+    plain = override(load_recipe("mae"), changes)
+    assert recipe.summary.startswith(f"{plain.summary}; changed: masking.ratio, network.patch_size, data.spacing")
+    assert recipe == override(plain, {"summary": recipe.summary})
     assert published == load_recipe("mae")
 
 

@@ -102,10 +102,15 @@ def _three(values: list[str], kind: Any, option: str, expected: str) -> Any:
     return numbers
 
 
+_PLANNED = (
+    "batch_size", "base_features", "max_features", "blocks_per_stage", "convs_per_decoder_stage", "max_stages",
+)  # fmt: skip
+
+
 def _changes(published: Any, texts: list[str], spacing: str | None, patch: str | None, batch: int | None) -> Any:
     """The user's changes of a recipe, dotted key by value: ``--set``, and the three options that are short for it."""
     from nnssl_mae.recipes.pretraining import Recipe
-    from nnssl_mae.recipes.reading import assignments
+    from nnssl_mae.recipes.reading import assignments, changed_summary
 
     changes = assignments(texts, Recipe)
     short = {
@@ -120,9 +125,12 @@ def _changes(published: Any, texts: list[str], spacing: str | None, patch: str |
             raise UserError(f"{option} and --set {key} decide the same value; leave one out")
         changes[key] = value
     is_planned = changes.get("network.patch_size", published.network.patch_size) == "planner"
-    if is_planned and "network.batch_size" in changes:
-        option = "--batch" if batch is not None else "--set network.batch_size"
+    planned = [f"network.{key}" for key in _PLANNED if f"network.{key}" in changes]
+    if is_planned and planned:
+        option = "--batch" if batch is not None else f"--set {planned[0]}"
         raise UserError(f"{option} cannot be used with a planner patch: nnU-Net's plan decides both; leave one out")
+    if changes and "summary" not in changes:
+        changes["summary"] = changed_summary(published.summary, list(changes))
     return changes
 
 
@@ -168,12 +176,13 @@ def prepare(
         workers=workers,
         exclude_suffix=exclude_suffix,
     )
-    console.print(f"Prepared {folder}", soft_wrap=True, highlight=False)
+    console.print(f"Prepared {folder}", soft_wrap=True, highlight=False, markup=False)
     console.print("Next, pre-train (add -device cpu without a GPU):")
     console.print(
         f"  nnUNetv2_train {dataset} {CONFIGURATION} all -tr nnUNetTrainerMAE -p {PRETRAINING_PLANS}",
         soft_wrap=True,
         highlight=False,
+        markup=False,
     )
 
 
@@ -197,28 +206,30 @@ def pretrain(
 ) -> None:
     """Pre-train: as nnUNetv2_train does, with any recipe, and also under torchrun (several machines, gloo on CPU)."""
     from nnssl_mae.folders import find_dataset, nnunet_folder
-    from nnssl_mae.plans import CONFIGURATION, PRETRAINING_PLANS
+    from nnssl_mae.plans import CONFIGURATION, PRETRAINING_PLANS, check_prepared
     from nnssl_mae.recipes.reading import load_recipe
     from nnssl_mae.scans.planning import write_plans_for
+    from nnssl_mae.training.distributed import check_device
     from nnssl_mae.training.distributed import pretrain as run
 
-    if fold != "all" and not fold.isdigit():
+    if fold != "all" and not (fold.isascii() and fold.isdecimal()):
         raise UserError(f"--fold {fold} is not possible; use 'all' or a number")
     if recipe is None and (changes or plan_only):
         raise UserError("--set and --plan-only need --recipe: without one, the plans decide everything")
     name = find_dataset(dataset)
     folder = nnunet_folder("nnUNet_preprocessed") / name
+    if not plan_only:  # before anything is written
+        check_device(device)
+        nnunet_folder("nnUNet_results")
     if recipe is not None:
         plans = write_plans_for(folder, load_recipe(recipe, changes or ()), plans)
-        say = partial(Console().print, soft_wrap=True, highlight=False)
+        say = partial(Console().print, soft_wrap=True, highlight=False, markup=False)
         say(f"Plans {folder / plans}.json; with nnU-Net's own command:")
         say(f"  nnUNetv2_train {dataset} {CONFIGURATION} {fold} -tr nnUNetTrainerMAE -p {plans}")
     if plan_only:
         return
-    plans = plans or PRETRAINING_PLANS
-    nnunet_folder("nnUNet_results")
-    if not (folder / f"{plans}.json").is_file():
-        raise UserError(f"{name} has no plans '{plans}'; make them with `nnssl-mae prepare`")
+    plans = PRETRAINING_PLANS if plans is None else plans
+    check_prepared(folder, plans)
     run(name, plans, fold if fold == "all" else int(fold), device, resume)
 
 
@@ -227,7 +238,7 @@ def adapt(
     checkpoint: Annotated[Path, typer.Argument(help="A pre-training checkpoint (checkpoint_final.pth).")],
     dataset: Dataset,
     name: Annotated[str | None, typer.Option("-n", "--name", help="Name of the plans to write.")] = None,
-    transfer: Annotated[str, typer.Option(help="'encoder' or 'encoder+decoder'.")] = "encoder",
+    transfer: Annotated[str | None, typer.Option(help="'encoder' (default) or 'encoder+decoder'.")] = None,
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Write the matched control: same plans, no weights.")
     ] = False,
@@ -248,13 +259,18 @@ def adapt(
     from nnssl_mae.downstream.adapt import adapt as run
     from nnssl_mae.recipes.finetuning import load_finetune_recipe
 
-    if transfer not in ("encoder", "encoder+decoder"):
+    if transfer not in (None, "encoder", "encoder+decoder"):
         raise UserError(f"--transfer {transfer} is not possible; use 'encoder' or 'encoder+decoder'")
-    plans_name = name or ("nnsslMAEScratchPlans" if from_scratch else "nnsslMAEFinetunePlans")
-    recipe = load_finetune_recipe(
-        schedule or ("scratch" if from_scratch else "warmup"), epochs, iterations, changes or ()
-    )
-    part: Any = None if from_scratch else transfer
+    if from_scratch and transfer is not None:
+        raise UserError("--from-scratch and --transfer contradict each other; leave one out")
+    default_name = "nnsslMAEScratchPlans" if from_scratch else "nnsslMAEFinetunePlans"
+    if schedule is None:
+        schedule = "scratch" if from_scratch else "warmup"
+    recipe = load_finetune_recipe(schedule, epochs, iterations, changes or ())
+    if from_scratch and recipe.schedule == "frozen":
+        raise UserError("--from-scratch with a frozen encoder would train on random features; choose another schedule")
+    part: Any = None if from_scratch else (transfer or "encoder")
+    plans_name = default_name if name is None else name
     result = run(read_checkpoint(checkpoint), dataset, plans_name, recipe, part, batch, overwrite)
     _print_next_steps(Console(), dataset, result)
 
@@ -263,8 +279,8 @@ def _print_next_steps(console: Console, dataset: int, result: Any) -> None:
     from nnssl_mae.plans import CONFIGURATION
 
     for warning in result.warnings:
-        console.print(f"Warning: {warning}", style="yellow")
-    say = partial(console.print, soft_wrap=True, highlight=False)
+        console.print(f"Warning: {warning}", style="yellow", markup=False)
+    say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
     say(f"Wrote {result.folder / result.plans_name}.json")
     say("Next (add -device cpu without a GPU):")
     if not (result.folder / result.configuration["data_identifier"]).is_dir():
@@ -292,7 +308,7 @@ def schedule(
     print_schedule(plan, console)
     if plot is not None:
         draw_schedule(plan, plot)
-        console.print(f"Wrote {plot}", soft_wrap=True, highlight=False)
+        console.print(f"Wrote {plot}", soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()
@@ -339,4 +355,4 @@ def demo(
 
     console = Console()
     report = run_demo(out, device, full, console)
-    console.print(f"Open {report}", soft_wrap=True, highlight=False)
+    console.print(f"Open {report}", soft_wrap=True, highlight=False, markup=False)

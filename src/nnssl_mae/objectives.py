@@ -95,6 +95,7 @@ def reconstruction_metrics(
     hidden: torch.Tensor,
     data_range: torch.Tensor,
     excluded: torch.Tensor | None = None,
+    block_baseline: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Loss, PSNR, SSIM and R2 of each sample over hidden voxels only; visible voxels are never pasted in.
 
@@ -103,6 +104,8 @@ def reconstruction_metrics(
         hidden: bool (B, 1, d, h, w), True = hidden.
         data_range: (B,), the 0.5 to 99.5 percentile range of each whole volume.
         excluded: bool (B, 1, D, H, W), True = not looked at.
+        block_baseline: for predictions that were given the true mean of each block (:func:`denormalise_blocks`): R2
+            is then against these means, which cost the network nothing.
 
     Returns:
         tensors (B,): ``loss``, the mean squared error; ``psnr`` in dB; ``ssim`` (nan where no window lies wholly in
@@ -112,9 +115,11 @@ def reconstruction_metrics(
     prediction, target = prediction.float(), target.float()
     counted = torch.ones_like(target, dtype=torch.bool) if excluded is None else ~excluded
     mask = hidden_voxels(hidden, target.shape[2:])
-    visible_mean = _masked_mean(target, ~mask & counted)[:, None, None, None, None].expand_as(target)
+    fill = _masked_mean(target, ~mask & counted)[:, None, None, None, None].expand_as(target)
+    if block_baseline:
+        fill = denormalise_blocks(torch.zeros_like(target), target, hidden)
     loss = _hidden_mean_error(prediction, target, hidden, excluded)
-    baseline = _hidden_mean_error(visible_mean, target, hidden, excluded)
+    baseline = _hidden_mean_error(fill, target, hidden, excluded)
     return {
         "loss": loss,
         "psnr": 10 * torch.log10(data_range.square().clamp_min(1e-12) / loss.clamp_min(1e-12)),

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
 from nnssl_mae.errors import UserError
-from nnssl_mae.files import short_hash
+from nnssl_mae.files import read_json, short_hash
 from nnssl_mae.recipes.pretraining import NetworkRecipe
 
 PLANS_BLOCK = "nnssl_mae"
@@ -21,6 +22,7 @@ PLANS_SCHEMA = 2
 CONFIGURATION = "3d_fullres_mae"
 PRETRAINING_PLANS = "nnsslMAEPlans"
 STOCK_PLANS = ("nnUNetResEncUNetLPlans", "nnUNetResEncUNetMPlans", "nnUNetResEncUNetXLPlans", "nnUNetPlans")
+_NNUNET_FILES = ("dataset", "dataset_fingerprint", "splits_final")  # beside the plans, with the same ending
 NETWORK_CLASSES = {
     "resenc": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
     "plain": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
@@ -62,7 +64,8 @@ def check_plans_name(name: str) -> None:
     Raises:
         UserError: see above.
     """
-    if "__" in name or not name.replace("_", "").replace("-", "").isalnum() or name in STOCK_PLANS:
+    letters = name.replace("_", "").replace("-", "")
+    if "__" in name or not letters.isascii() or not letters.isalnum() or name in (*STOCK_PLANS, *_NNUNET_FILES):
         raise UserError(
             f"Plans cannot be called '{name}'; use letters, digits, '-' and single '_', and no name of nnU-Net's own"
         )
@@ -71,6 +74,23 @@ def check_plans_name(name: str) -> None:
 def make_block(kind: str, **content: Any) -> dict[str, Any]:
     """Our block for a configuration; ``kind`` is ``pretrain`` or ``finetune``."""
     return {"schema": PLANS_SCHEMA, "kind": kind, **content}
+
+
+def check_prepared(folder: Path, plans_name: str) -> None:
+    """Refuses plans that are missing or not for pre-training.
+
+    Args:
+        folder: ``nnUNet_preprocessed/DatasetXXX_Name``.
+        plans_name: of the plans in it.
+
+    Raises:
+        UserError: see above.
+    """
+    file = folder / f"{plans_name}.json"
+    if not plans_name or not file.is_file():
+        raise UserError(f"{folder.name} has no plans '{plans_name}'; make them with `nnssl-mae prepare`")
+    configurations = read_json(file, "prepare the dataset again").get("configurations", {})
+    read_block(configurations.get(CONFIGURATION, {}), "pretrain", plans_name)
 
 
 def read_block(configuration: Mapping[str, Any], kind: str, plans_name: str) -> dict[str, Any]:
@@ -136,17 +156,22 @@ def network_configuration(
 def _check_divisible(patch: Sequence[int], strides: Sequence[int], block_size: int) -> None:
     units = [math.lcm(stride, block_size) for stride in strides]
     if all(size % unit == 0 for size, unit in zip(patch, units, strict=True)):
+        if math.prod(size // block_size for size in patch) < 2:
+            raise UserError(
+                f"A block of {block_size}^3 voxels is the whole patch of {_x(patch)}, so nothing would stay visible; "
+                f"the nearest that fits is --set masking.block_size={block_size // 2}"
+            )
         return
     nearest = [max(unit, round(size / unit) * unit) for size, unit in zip(patch, units, strict=True)]
     cause, remedy = f"the network divides it by {_x(strides)}", ""
     if all(size % stride == 0 for size, stride in zip(patch, strides, strict=True)):
         edge = math.gcd(*patch)
-        blocks = [size for size in range(1, edge + 1) if edge % size == 0]
+        blocks = [size for size in range(1, edge) if edge % size == 0]
         closest = min(blocks, key=lambda size: abs(size - block_size))
-        cause, remedy = f"blocks of {block_size}^3 voxels do not fill it", f", or masking.block_size {closest}"
+        cause, remedy = f"blocks of {block_size}^3 voxels do not fill it", f", or --set masking.block_size={closest}"
     raise UserError(
-        f"A patch of {_x(patch)} does not fit: {cause}; the nearest patch that fits is "
-        f"--patch {' '.join(map(str, nearest))}{remedy}"
+        f"A patch of {_x(patch)} does not fit: {cause}; the nearest that fits is "
+        f"--set network.patch_size=[{','.join(map(str, nearest))}]{remedy}"
     )
 
 

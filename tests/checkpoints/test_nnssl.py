@@ -132,6 +132,11 @@ def test_the_configuration_that_was_trained_is_taken(tmp_path: Path) -> None:
         (adaptation_plan(pretrain_plan={}), "damaged adaptation plan"),
         (adaptation_plan(pretrain_num_input_channels="many"), "damaged adaptation plan"),
         (with_configuration(adaptation_plan(), spacing_style="median", spacing=[1, 1]), "must be three numbers"),
+        (
+            with_configuration(adaptation_plan(), normalization_schemes=[]),
+            r"normalization_schemes is \[\] and not a list",
+        ),
+        (with_configuration(adaptation_plan(), use_mask_for_norm=[]), r"use_mask_for_norm is \[\] and not a list"),
     ],
 )
 def test_what_cannot_be_used_gets_a_sentence(tmp_path: Path, plan: dict[str, Any], sentence: str) -> None:
@@ -146,6 +151,14 @@ def test_a_reader_that_is_not_known_is_refused(tmp_path: Path) -> None:
     write_nnssl(tmp_path / "x.pth", plan)
     with pytest.raises(UserError, match="reader 'Tiff3DIO'"):
         read_checkpoint(tmp_path / "x.pth")
+
+
+def test_what_undoes_the_axis_order_follows_from_it(tmp_path: Path) -> None:
+    plan = adaptation_plan()
+    plan["pretrain_plan"]["transpose_forward"] = [1, 2, 0]
+    del plan["pretrain_plan"]["transpose_backward"]
+    write_nnssl(tmp_path / "x.pth", plan)
+    assert read_checkpoint(tmp_path / "x.pth").plans["transpose_backward"] == [2, 0, 1]
 
 
 def test_a_plan_cannot_name_foreign_classes(tmp_path: Path) -> None:
@@ -176,7 +189,8 @@ def test_weights_of_an_encoder_alone_cannot_reconstruct_and_say_so(tmp_path: Pat
     encoder = {name: tensor for name, tensor in network.state_dict().items() if name.startswith("encoder.")}
     write_nnssl(tmp_path / "x.pth", adaptation_plan(), network_weights=encoder, trainer_name="SimCLRTrainer")
     checkpoint = read_checkpoint(tmp_path / "x.pth")
-    assert "SimCLRTrainer may not be a masked autoencoder" in checkpoint.notes[0]
+    assert "SimCLRTrainer may not be a masked autoencoder" in checkpoint.reconstruction_notes[0]
+    assert checkpoint.notes == ()
     with pytest.raises(UserError, match="it holds no decoder"):
         load_network(checkpoint, tmp_path / "x.pth")
 

@@ -108,7 +108,7 @@ def test_the_network_of_a_training_file_computes_what_nnssl_computes(tmp_path: P
     """Except that nothing hidden reaches the first convolution. With edge 2 the mask is finer than the last map."""
     expected = write_s3d(tmp_path / "x.pth", adaptation_plan())
     checkpoint = read_checkpoint(tmp_path / "x.pth")
-    assert "first convolution" in checkpoint.notes[1]
+    assert "first convolution" in checkpoint.reconstruction_notes[0]
     network = load_network(checkpoint, tmp_path / "x.pth")
     generator = torch.Generator().manual_seed(edge)
     patch = torch.randn(1, 1, 16, 16, 16, generator=generator)

@@ -6,6 +6,7 @@ import torch
 
 from nnssl_mae.checkpoints.read import read_checkpoint
 from nnssl_mae.errors import UserError
+from tests.checkpoints.files import tiny_recipe, write_own
 
 
 def test_own_checkpoint(pretrained: Path) -> None:
@@ -67,3 +68,26 @@ def test_damaged_descriptions_and_newer_schemas(pretrained, tmp_path) -> None:
     torch.save(content, tmp_path / "damaged.pth")
     with pytest.raises(UserError, match="damaged description"):
         read_checkpoint(tmp_path / "damaged.pth")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("image_reader_writer", None, "has no image_reader_writer"),
+        ("transpose_forward", None, "has no transpose_forward"),
+        ("transpose_backward", None, "has no transpose_backward"),
+        ("transpose_forward", [0, 1], r"transpose_forward is \[0, 1\] and not an order of the axes"),
+        ("transpose_backward", [0, 0, 2], r"transpose_backward is \[0, 0, 2\] and not an order of the axes"),
+        ("transpose_forward", "012", "transpose_forward is '012' and not an order of the axes"),
+    ],
+)
+def test_an_incomplete_preprocessing_is_named(tmp_path: Path, key: str, value: object, sentence: str) -> None:
+    write_own(tmp_path / "x.pth", tiny_recipe())
+    content = torch.load(tmp_path / "x.pth", weights_only=True)
+    plan = content["nnssl_adaptation_plan"]["pretrain_plan"]
+    del plan[key]
+    if value is not None:
+        plan[key] = value
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=rf"x\.pth does not say .*{sentence}.*Get an undamaged copy"):
+        read_checkpoint(tmp_path / "x.pth")

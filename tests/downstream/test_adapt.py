@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tests.labelled import write_labelled_with_plans
 
 RECIPE = finetune_recipe(False, 4, 2)
 CONTROL = finetune_recipe(True, 4, 2)
+Tensors = Mapping[str, torch.Tensor]
 STEM = "encoder.stem.convs.0.conv.weight"
 
 
@@ -167,3 +169,59 @@ def test_what_stock_nnunet_cannot_repeat_is_said(labelled: Path, pretrained: Pat
     assert "clipped at their 99th percentile" in warnings
     assert "AmaesUNet is not one of nnU-Net's networks" in warnings
     assert "clipped" not in " ".join(adapt(checkpoint, 4, "Q", RECIPE, None, batch_size=2).warnings)
+
+
+def wrapped(weights: Tensors) -> Tensors:
+    return {f"module.{name}": tensor for name, tensor in weights.items()}
+
+
+def without_last_block(weights: Tensors) -> Tensors:
+    return {name: tensor for name, tensor in weights.items() if not name.startswith("encoder.stages.2")}
+
+
+def narrow(weights: Tensors) -> Tensors:
+    name = "encoder.stages.0.blocks.0.conv1.conv.weight"
+    return {**weights, name: weights[name][:, :1]}
+
+
+def exploded(weights: Tensors) -> Tensors:
+    return {**weights, STEM: weights[STEM] * torch.nan}
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (wrapped, r"has no encoder\.stem.* names such as module\.encoder.*without the prefix"),
+        (lambda _: {}, "it holds no tensors"),
+        (without_last_block, r"encoder\.stages\.2\.blocks.* is missing"),
+        (narrow, r"conv1\.conv\.weight is \(4, 1, 3, 3, 3\) in the file and \(4, 4, 3, 3, 3\) in the network"),
+        (exploded, f"{STEM} holds nan or infinite values"),
+    ],
+)
+def test_weights_that_do_not_fit_leave_nothing_behind(
+    pretrained: Path, labelled: Path, damage: Callable[[Tensors], Tensors], sentence: str
+) -> None:
+    checkpoint = read_checkpoint(pretrained)
+    before = sorted(labelled.iterdir())
+    with pytest.raises(UserError, match=sentence):
+        adapt(replace(checkpoint, weights=damage(checkpoint.weights)), 4, "P", RECIPE, "encoder", batch_size=2)
+    assert sorted(labelled.iterdir()) == before
+
+
+def test_a_network_that_cannot_be_built_leaves_nothing_behind(pretrained: Path, labelled: Path) -> None:
+    checkpoint = read_checkpoint(pretrained)
+    kwargs = {name: value for name, value in checkpoint.architecture["arch_kwargs"].items() if name != "strides"}
+    before = sorted(labelled.iterdir())
+    with pytest.raises(UserError, match="network that cannot be built"):
+        adapt(
+            replace(checkpoint, architecture={**checkpoint.architecture, "arch_kwargs": kwargs}),
+            4, "P", RECIPE, "encoder", batch_size=2,
+        )  # fmt: skip
+    assert sorted(labelled.iterdir()) == before
+
+
+def test_warnings_leave_out_what_matters_to_reconstruction_only(pretrained: Path, labelled: Path) -> None:
+    checkpoint = replace(read_checkpoint(pretrained), notes=("of the weights",), reconstruction_notes=("of pictures",))
+    warnings = adapt(checkpoint, 4, "P", RECIPE, None, batch_size=2).warnings
+    assert "of the weights" in warnings
+    assert "of pictures" not in warnings

@@ -71,7 +71,7 @@ def test_files_and_table(tmp_path: Path, scan: Path, capsys: pytest.CaptureFixtu
     printed = capsys.readouterr().out
     for case in ("sub-01_T1w", "second"):
         # PSNR, SSIM and R2 are numbers; 38 of 64 blocks are hidden: the middle of 0.5 to 0.7.
-        assert re.search(rf"{case} +│ +-?\d+\.\d+ +│ +(-?\d+\.\d+|undefined) +│ +-?\d+\.\d+ +│ 59%", printed), printed
+        assert re.search(rf"{case} +│ +-?\d+\.\d+ +│ +(-?\d+\.\d+|undefined) +│ +-?\d+\.\d+ +│ 59% +│ 4x4x4", printed)
 
 
 def test_what_the_files_hold(tmp_path: Path) -> None:
@@ -251,6 +251,45 @@ def test_a_scan_is_never_replaced_by_an_output(tmp_path: Path, scan: Path) -> No
     with pytest.raises(Exception, match=r"sub-01_T1w_input\.nii\.gz would replace a scan"):
         preview(tmp_path / "x.pth", [scan.parent], scan.parent, quiet())
     assert second.read_bytes() == before
+
+
+def test_outputs_never_replace_each_other(tmp_path: Path, scan: Path) -> None:
+    """The input of ``a_hidden`` would be called as the hidden input of ``a``."""
+    write_own(tmp_path / "x.pth", tiny_recipe())
+    write_scan(scan.with_name("sub-01_T1w_hidden.nii.gz"), seed=1)
+    with pytest.raises(UserError, match=r"both be written to .*sub-01_T1w_hidden_input\.nii\.gz; preview them one by"):
+        preview(tmp_path / "x.pth", [scan.parent], tmp_path / "out", quiet())
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_are_printed_as_they_are_and_blocks_as_used(
+    tmp_path: Path, scan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Brackets and colons are markup and emoji to rich; blocks of 7 do not fill a patch of 16."""
+    write_own(tmp_path / "x.pth", tiny_recipe())
+    folder = tmp_path / "[red]:smile:"
+    lonely = folder / "a[bold]_exclude.nii.gz"
+    preview_this = write_scan(folder / "scan.nii.gz")
+    lonely.write_bytes(preview_this.read_bytes())
+    preview(tmp_path / "x.pth", [folder], folder / "[/x]", Console(width=300), block_size=7)
+    printed = capsys.readouterr().out
+    assert f"{lonely} is an exclusion mask" in printed
+    assert f"files a scan to {folder / '[/x]'}" in printed
+    assert "4x4x4" in printed
+
+
+def test_pictures_of_normalised_blocks_say_what_was_given(
+    tmp_path: Path, scan: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr(preview_scans, "draw_preview", lambda _cases, _path, title: titles.append(title))
+    sentence = "brightness and contrast of each block are the true ones: this recipe does not predict them"
+    for normalisation in ("block", "none"):
+        write_own(tmp_path / "x.pth", tiny_recipe(loss={"target_normalisation": normalisation}))
+        preview(tmp_path / "x.pth", [scan], tmp_path / "out", Console(width=200))
+        said = normalisation == "block"
+        assert (sentence in titles.pop()) == said
+        assert (sentence in capsys.readouterr().out) == said
 
 
 def test_a_hostile_checkpoint_is_refused(tmp_path: Path, scan: Path) -> None:

@@ -37,7 +37,7 @@ def test_the_same_again_changes_nothing_and_another_under_the_same_name_is_refus
 
 def test_a_recipe_that_needs_other_volumes_is_refused(prepared: Path, tiny_recipe: Recipe) -> None:
     other = override(tiny_recipe, {"data.spacing": (2.0, 2.0, 2.0)})
-    with pytest.raises(UserError, match=r"needs other volumes.*data.spacing \(2.0, 2.0, 2.0\) instead of \(4.0"):
+    with pytest.raises(UserError, match=r"needs other volumes.*data.spacing \[2, 2, 2\] instead of \[4"):
         write_plans_for(prepared, other, None)
     assert not list(prepared.glob("nnsslMAEPlans_*.json"))
 

@@ -175,7 +175,7 @@ def test_numbered_folds_are_nnunets(prepared: Path) -> None:
 def test_a_loss_that_is_not_a_number_stops_the_run(prepared: Path) -> None:
     trainer = make_trainer(nnUNetTrainerMAE, prepared, "nnsslMAEPlans")
     trainer.initialize()
-    with pytest.raises(RuntimeError, match="training loss of epoch 0 is nan"):
+    with pytest.raises(UserError, match="training loss of epoch 0 is nan"):
         trainer.on_train_epoch_end([{"loss": torch.tensor(float("nan"))}])
 
 

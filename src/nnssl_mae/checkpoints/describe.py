@@ -23,6 +23,18 @@ RESAMPLERS = (
     "resample_torch_fornnunet",
 )
 _TORCH_CLASS = re.compile(r"torch\.nn\.(modules\.\w+\.)?\w+")
+_PLANS_KEYS = ("image_reader_writer", "transpose_forward", "transpose_backward")
+_DATA_KEYS = (
+    "preprocessor_name",
+    "spacing",
+    "patch_size",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+    "resampling_fn_mask",
+    "resampling_fn_mask_kwargs",
+)
 _OPERATORS = ("conv_op", "norm_op", "dropout_op", "nonlin")
 
 
@@ -46,7 +58,8 @@ class Checkpoint:
     ``architecture`` has the form of nnU-Net's plans; ``data`` is the configuration it was trained with (spacing,
     normalisation, patch); ``plans`` holds reader and axis order; ``origin`` names it without any path.
     ``reconstruction`` is None where the file cannot reconstruct, for the reason ``cannot_reconstruct``. ``notes`` are
-    sentences about choices made while reading, for the user.
+    sentences for the user about choices made while reading that matter to whatever the weights are used for,
+    ``reconstruction_notes`` such that matter to reconstruction only.
     """
 
     weights: Mapping[str, torch.Tensor]
@@ -58,6 +71,7 @@ class Checkpoint:
     reconstruction: ReconstructionInfo | None = None
     cannot_reconstruct: str = ""
     notes: tuple[str, ...] = ()
+    reconstruction_notes: tuple[str, ...] = ()
 
 
 def nnunet_architecture(
@@ -86,14 +100,40 @@ def nnunet_architecture(
 
 
 def check_preprocessing(plans: Mapping[str, Any], data: Mapping[str, Any], path: Path) -> None:
-    """Refuses what nnU-Net would look up by name without knowing it, or in another place than meant.
+    """Refuses what is incomplete, and what nnU-Net would look up by name without knowing it, or elsewhere than meant.
 
     Raises:
-        UserError: an unknown reader, normalisation or resampling function.
+        UserError: something that is used later is missing or of the wrong form, or an unknown reader, normalisation or
+            resampling function.
     """
+    _check_complete(plans, data, path)
     _known("reader", [plans["image_reader_writer"]], READERS, path)
     _known("normalisation", data["normalization_schemes"], NORMALISATIONS, path)
     _known("resampling function", [data["resampling_fn_data"], data["resampling_fn_mask"]], RESAMPLERS, path)
+
+
+def _check_complete(plans: Mapping[str, Any], data: Mapping[str, Any], path: Path) -> None:
+    missing = [key for key in _PLANS_KEYS if key not in plans] + [key for key in _DATA_KEYS if key not in data]
+    wrong = [f"its plan has no {key}" for key in missing]
+    wrong += [
+        f"{key} is {plans[key]!r} and not an order of the axes 0, 1 and 2"
+        for key in ("transpose_forward", "transpose_backward")
+        if key in plans and not _is_axis_order(plans[key])
+    ]
+    wrong += [
+        f"{key} is {data[key]!r} and not a list with a value for each channel"
+        for key in ("normalization_schemes", "use_mask_for_norm")
+        if key in data and not (isinstance(data[key], list | tuple) and data[key])
+    ]
+    if wrong:
+        raise UserError(
+            f"{path} does not say how its scans were preprocessed: {'; '.join(wrong)}. Get an undamaged copy of the "
+            "checkpoint, with the adaptation plan that belongs to it"
+        )
+
+
+def _is_axis_order(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(type(axis) is int for axis in value) and sorted(value) == [0, 1, 2]
 
 
 def _known(kind: str, names: Iterable[Any], known: Iterable[str], path: Path) -> None:

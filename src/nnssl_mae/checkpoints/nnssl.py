@@ -78,8 +78,11 @@ def read_nnssl(content: Mapping[str, Any], plan: Mapping[str, Any], path: Path) 
 
 def _described(content: Mapping[str, Any], plan: Mapping[str, Any], path: Path) -> Checkpoint:
     notes: list[str] = []
+    reconstruction_notes: list[str] = []
     pretraining = plan["pretrain_plan"]
     plans = {key: pretraining[key] for key in PLANS_KEYS if key in pretraining}
+    if "transpose_forward" in plans and "transpose_backward" not in plans:
+        plans["transpose_backward"] = [plans["transpose_forward"].index(axis) for axis in range(3)]
     data = _data(_configuration(content, pretraining, notes), plan, plans, notes)
     check_preprocessing(plans, data, path)
     architecture = _architecture(plan["architecture_plans"], path)
@@ -89,10 +92,12 @@ def _described(content: Mapping[str, Any], plan: Mapping[str, Any], path: Path) 
             f"{untied} tensors of the file are stored twice with different values, as S3D's are; the copies named "
             "'all_modules' are the trained ones and were taken."
         )
-    reconstruction, reason, tokens = _reconstruction(content, architecture, untied > 0, notes)
+    reconstruction, reason, tokens = _reconstruction(content, architecture, untied > 0, reconstruction_notes)
     trainer = str(content.get("trainer_name", "nnssl"))
     if reconstruction is not None and not reconstruction.released_s3d and "MAE" not in trainer.upper():
-        notes.append(f"The trainer {trainer} may not be a masked autoencoder; then its reconstruction means nothing.")
+        reconstruction_notes.append(
+            f"The trainer {trainer} may not be a masked autoencoder; then its reconstruction means nothing."
+        )
     return Checkpoint(
         weights={**weights, **tokens},
         architecture=architecture,
@@ -109,6 +114,7 @@ def _described(content: Mapping[str, Any], plan: Mapping[str, Any], path: Path) 
         reconstruction=reconstruction,
         cannot_reconstruct=reason,
         notes=tuple(notes),
+        reconstruction_notes=tuple(reconstruction_notes),
     )
 
 

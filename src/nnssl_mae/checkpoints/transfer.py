@@ -32,8 +32,9 @@ def select(weights: Mapping[str, torch.Tensor], part: Part) -> dict[str, torch.T
     """The tensors to transfer, each under its one name; the reconstruction head never goes along.
 
     Raises:
-        UserError: the decoder is wanted and the checkpoint was trained without skip connections.
+        UserError: no encoder under nnU-Net's names, or the decoder is wanted and was trained without skip connections.
     """
+    _stem(weights)
     if part == "encoder+decoder" and not _has_skips(weights):
         raise UserError(
             "The checkpoint's decoder was trained without skip connections and fits no nnU-Net; use --transfer encoder"
@@ -52,6 +53,19 @@ def _has_skips(weights: Mapping[str, torch.Tensor]) -> bool:
     return weight is not None and weight.shape[1] == 2 * weight.shape[0]
 
 
+def _stem(weights: Mapping[str, torch.Tensor]) -> str:
+    """Name of the first convolution's weight."""
+    for name in _STEMS:
+        if name in weights:
+            return name
+    first = next(iter(weights), None)
+    found = "it holds no tensors" if first is None else f"its tensors have names such as {first}"
+    raise UserError(
+        f"The checkpoint has no {' or '.join(_STEMS)} ({found}); save the weights of the network itself, without the "
+        "prefix of a wrapper such as 'module.' or '_orig_mod.'"
+    )
+
+
 def widen_stem(tensors: dict[str, torch.Tensor], channels: int) -> list[str]:
     """Adapts the first convolution from one input channel to several, in place: repeated and divided by their number.
 
@@ -60,7 +74,7 @@ def widen_stem(tensors: dict[str, torch.Tensor], channels: int) -> list[str]:
     Returns:
         names of the tensors that changed.
     """
-    stem = next(name for name in _STEMS if name in tensors)
+    stem = _stem(tensors)
     weight = tensors[stem]
     if weight.shape[1] == channels:
         return []
@@ -77,7 +91,26 @@ def load_into(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Transf
     """Copies tensors into a network (not wrapped).
 
     Raises:
-        UserError: a tensor has no place or another shape, or a tensor of the encoder is missing.
+        UserError: see :func:`check_fit`; the network is then as it was.
+    """
+    check_fit(network, tensors)
+    parameters = dict(network.named_parameters())
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            # In place: the other names of this tensor are the same memory.
+            parameters[name].copy_(tensor)
+    return Transfer(loaded=tuple(tensors), random=tuple(name for name in parameters if name not in tensors))
+
+
+def check_fit(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuses tensors that cannot be put into a network.
+
+    Args:
+        network: not wrapped; only names and shapes are looked at, so it may be on the meta device.
+        tensors: with values.
+
+    Raises:
+        UserError: a tensor has no place, another shape or values that are not finite, or one of the encoder is missing.
     """
     parameters = dict(network.named_parameters())
     problems = [f"{name} has no place in the network" for name in tensors if name not in parameters]
@@ -87,11 +120,11 @@ def load_into(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Transf
         if name in parameters and tensor.shape != parameters[name].shape
     ]
     problems += [f"{name} is missing" for name in parameters if name.startswith("encoder.") and name not in tensors]
+    problems += [f"{name} holds nan or infinite values" for name, tensor in tensors.items() if not _is_finite(tensor)]
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise UserError(f"The pre-trained weights do not fit the network: {'; '.join(problems[:3])}{more}")
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            # In place: the other names of this tensor are the same memory.
-            parameters[name].copy_(tensor)
-    return Transfer(loaded=tuple(tensors), random=tuple(name for name in parameters if name not in tensors))
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())

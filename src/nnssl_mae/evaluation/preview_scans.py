@@ -15,6 +15,7 @@ from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from nnssl_mae.checkpoints.describe import Checkpoint
 from nnssl_mae.checkpoints.read import read_checkpoint
@@ -22,8 +23,10 @@ from nnssl_mae.errors import UserError
 from nnssl_mae.evaluation.geometry import in_file_order, patch_to_scan, write_nifti
 from nnssl_mae.evaluation.preview import PreviewCase, draw_preview
 from nnssl_mae.evaluation.reconstruct import (
+    GIVEN_BLOCKS,
     Hiding,
     Reconstruction,
+    blocks_are_given,
     choose_hiding,
     load_network,
     preprocess_as_trained,
@@ -64,13 +67,14 @@ def preview(
     hiding = choose_hiding(checkpoint, path, ratio, seed, block_size)
     where = _device(device)
     found = find_scans(sources)
-    _check_scans(found.scans, checkpoint, path, out)
+    _check_outputs(found.scans, out)
+    _check_scans(found.scans, checkpoint, path)
     network = load_network(checkpoint, path).to(where)
-    for note in (*checkpoint.notes, *(f"{mask} is an exclusion mask by its name." for mask in found.lonely_masks)):
-        console.print(note, style="yellow", soft_wrap=True, highlight=False)
+    for note in (*_notes(checkpoint), *(f"{mask} is an exclusion mask by its name." for mask in found.lonely_masks)):
+        _print(console, note, style="yellow")
     with _writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
-    table = Table("scan", "PSNR (dB)", "SSIM", "R2", "hidden")
+    table = Table("scan", "PSNR (dB)", "SSIM", "R2", "hidden", "blocks")
     for scan in found.scans:
         prepared = preprocess_as_trained(scan, checkpoint)
         try:
@@ -88,10 +92,24 @@ def preview(
             result.corner,
         )
         with _writing_to(out):
-            _write(result, checkpoint.plans["transpose_forward"], scan, to_scan, _title(result, hiding), out)
-        table.add_row(scan.case, *_metrics(result), f"{result.hidden.mean():.0%}")
+            title = _title(result, hiding, blocks_are_given(checkpoint))
+            _write(result, checkpoint.plans["transpose_forward"], scan, to_scan, title, out)
+        # Text: a plain string would be read as rich's markup.
+        table.add_row(Text(scan.case), *_metrics(result), f"{result.hidden.mean():.0%}", _edges(result))
     console.print(table)
-    console.print(f"Wrote {len(_FILES)} files a scan to {out}", soft_wrap=True, highlight=False)
+    _print(console, f"Wrote {len(_FILES)} files a scan to {out}")
+
+
+def _print(console: Console, sentence: str, style: str | None = None) -> None:
+    """As it is: names of files may look like rich's markup or emoji."""
+    console.print(sentence, style=style, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+
+def _notes(checkpoint: Checkpoint) -> list[str]:
+    notes = [*checkpoint.notes, *checkpoint.reconstruction_notes]
+    if blocks_are_given(checkpoint):
+        notes.append(f"Pictures, PSNR and SSIM: {GIVEN_BLOCKS}. R2 is against the true mean of each block.")
+    return notes
 
 
 def _device(name: str | None) -> torch.device:
@@ -102,8 +120,23 @@ def _device(name: str | None) -> torch.device:
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _check_scans(scans: Sequence[Scan], checkpoint: Checkpoint, path: Path, out: Path) -> None:
-    """Looks at every scan and every name of an output, so that a bad one stops all before anything is written."""
+def _check_outputs(scans: Sequence[Scan], out: Path) -> None:
+    """Refuses outputs that would replace a scan or each other."""
+    given = {scan.path.resolve() for scan in scans}
+    writers: dict[str, Scan] = {}
+    for writer, target in ((scan, target) for scan in scans for target in _targets(out, scan.case)):
+        if target.resolve() in given:
+            raise UserError(f"The output {target} would replace a scan of that name; choose another folder with -o")
+        other = writers.setdefault(target.name.lower(), writer)  # some disks do not tell upper from lower case
+        if other is not writer:
+            raise UserError(
+                f"{other.path} and {writer.path} would both be written to {target}; preview them one by one, each with "
+                "its own folder -o"
+            )
+
+
+def _check_scans(scans: Sequence[Scan], checkpoint: Checkpoint, path: Path) -> None:
+    """Looks at every scan, so that a bad one stops all before anything is written."""
     reader = str(checkpoint.plans["image_reader_writer"])
     clip = reconstruction_info(checkpoint, path).clip_percentile
     found = [measure_scan(scan, reader, intensity_samples=1, clip_percentile=clip) for scan in scans]
@@ -111,10 +144,6 @@ def _check_scans(scans: Sequence[Scan], checkpoint: Checkpoint, path: Path, out:
     if problems:
         more = f" (and {len(problems) - 1} more of the {len(scans)} scans)" if len(problems) > 1 else ""
         raise UserError(f"{problems[0]}, so it cannot be reconstructed{more}; leave it out or repair it")
-    given = {scan.path.resolve() for scan in scans}
-    for target in (target for scan in scans for target in _targets(out, scan.case)):
-        if target.resolve() in given:
-            raise UserError(f"The output {target} would replace a scan of that name; choose another folder with -o")
 
 
 @contextlib.contextmanager
@@ -157,13 +186,18 @@ def _upright_spacing(affine: NDArray[Any]) -> tuple[float, float, float]:
     return z, y, x
 
 
-def _title(result: Reconstruction, hiding: Hiding) -> str:
+def _title(result: Reconstruction, hiding: Hiding, given: bool) -> str:
     psnr, ssim, r2 = _metrics(result)
-    blocks = "x".join(map(str, result.blocks))
     return (
         f"hidden voxels: PSNR {psnr} dB, SSIM {ssim}, R2 {r2}\n"
-        f"{result.hidden.mean():.0%} hidden in blocks of {blocks} voxels, seed {hiding.seed}"
+        f"{result.hidden.mean():.0%} hidden in blocks of {_edges(result)} voxels, seed {hiding.seed}"
+        + (f"\n{GIVEN_BLOCKS}" if given else "")
     )
+
+
+def _edges(result: Reconstruction) -> str:
+    """Edges of the blocks in voxels; not always what was asked for, because blocks must fill the patch."""
+    return "x".join(map(str, result.blocks))
 
 
 def _metrics(result: Reconstruction) -> list[str]:

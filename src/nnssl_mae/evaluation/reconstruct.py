@@ -26,6 +26,7 @@ from nnssl_mae.scans.preprocess import Preprocessed, preprocess
 
 Volume = NDArray[np.float32]
 _CONFIGURATION = "pretraining"
+GIVEN_BLOCKS = "brightness and contrast of each block are the true ones: this recipe does not predict them"
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,10 @@ class Reconstruction:
     corner: tuple[int, ...]
     """First voxel of the patch in the volume; negative where the volume is smaller."""
     metrics: dict[str, float]
-    """``psnr`` in dB, ``ssim``, ``r2`` over hidden voxels inside the volume that are not excluded."""
+    """``psnr`` in dB, ``ssim``, ``r2`` over hidden voxels inside the volume that are not excluded.
+
+    Where the true mean of each block is given (:func:`blocks_are_given`), ``r2`` is against these means.
+    """
 
     @property
     def combined(self) -> Volume:
@@ -73,6 +77,11 @@ def reconstruction_info(checkpoint: Checkpoint, path: Path) -> ReconstructionInf
     if checkpoint.channels != 1:
         raise UserError(f"{path} takes {checkpoint.channels} channels; a preview is made of single scans")
     return checkpoint.reconstruction
+
+
+def blocks_are_given(checkpoint: Checkpoint) -> bool:
+    """Whether the network learnt normalised blocks, so that their true mean and spread are put in for people to see."""
+    return checkpoint.reconstruction is not None and checkpoint.reconstruction.target_normalisation == "block"
 
 
 def choose_hiding(checkpoint: Checkpoint, path: Path, ratio: float | None, seed: int, block_size: int | None) -> Hiding:
@@ -187,11 +196,17 @@ def reconstruct(
     with torch.inference_mode():
         shown = network.hide(original.to(device), hidden.to(device)).cpu()
         output = network(original.to(device), hidden.to(device)).float().cpu()
-    if checkpoint.reconstruction is not None and checkpoint.reconstruction.target_normalisation == "block":
+    given = blocks_are_given(checkpoint)
+    if given:
         output = denormalise_blocks(output, original, hidden)
     low, high = np.percentile(volume, (0.5, 99.5))
     metrics = reconstruction_metrics(
-        output, original, hidden, torch.tensor([high - low]).float(), excluded=patch_of(counted) == 0
+        output,
+        original,
+        hidden,
+        torch.tensor([high - low]).float(),
+        excluded=patch_of(counted) == 0,
+        block_baseline=given,
     )
     return Reconstruction(
         original=original[0, 0].numpy(),

@@ -28,3 +28,6 @@ Size3 = tuple[int, int, int]
 Spacing3 = tuple[float, float, float]
 Interval = Annotated[tuple[float, float], AfterValidator(low_first)]
 """(low, high), drawn uniformly."""
+_NotNegative = Annotated[float, Field(ge=0)]
+Spread = Annotated[tuple[_NotNegative, _NotNegative], AfterValidator(low_first)]
+"""(low, high) of numbers that are not negative, drawn uniformly."""

@@ -8,7 +8,7 @@ writes, and read back from there by the trainer. The schedules are those of S3D 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -147,7 +147,14 @@ def load_finetune_recipe(
     """
     content = read_yaml(name_or_file, finetuning_folder())
     given = {key: value for key, value in (("epochs", epochs), ("iterations", iterations)) if value is not None}
+    _refuse_two_values(given, changes)
     return parse(FinetuneRecipe, changed({**content, **given}, changes, FinetuneRecipe), source=name_or_file)
+
+
+def _refuse_two_values(given: Mapping[str, int], changes: Sequence[str]) -> None:
+    for key in given:
+        if any(change.partition("=")[0].strip() == key for change in changes):
+            raise UserError(f"--{key.rpartition('.')[2]} and --set {key} decide the same value; leave one out")
 
 
 def finetune_recipe(from_scratch: bool, epochs: int, iterations: int) -> FinetuneRecipe:
@@ -166,6 +173,7 @@ def load_any_recipe(
     if _is_for_finetuning(name_or_file):
         return load_finetune_recipe(name_or_file, epochs, changes=changes)
     length = [] if epochs is None else [f"schedule.epochs={epochs}"]
+    _refuse_two_values({} if epochs is None else {"schedule.epochs": epochs}, changes)
     return load_recipe(name_or_file, [*length, *changes])
 
 

@@ -9,14 +9,12 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from nnssl_mae.recipes.base import FrozenRecipe, Probability, low_first
+from nnssl_mae.recipes.base import FrozenRecipe, Probability, Spread, low_first
 
 _Share = Annotated[float, Field(ge=0, le=1)]
-_NotNegative = Annotated[float, Field(ge=0)]
 _Positive = Annotated[float, Field(ge=0.01)]
 _Count = Annotated[int, Field(ge=2)]
 Shares = Annotated[tuple[_Share, _Share], AfterValidator(low_first)]
-Spread = Annotated[tuple[_NotNegative, _NotNegative], AfterValidator(low_first)]
 Positives = Annotated[tuple[_Positive, _Positive], AfterValidator(low_first)]
 Counts = Annotated[tuple[_Count, _Count], AfterValidator(low_first)]
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from nnssl_mae.recipes.base import FrozenRecipe, Interval, Probability, Size3, Spacing3
+from nnssl_mae.recipes.base import FrozenRecipe, Interval, Probability, Size3, Spacing3, Spread
 from nnssl_mae.recipes.intensity import IntensityRecipe
 
 Ratio = Annotated[float, Field(ge=0.05, le=0.95)]
@@ -43,9 +43,9 @@ class NetworkRecipe(FrozenRecipe):
     """Voxels. ``planner`` leaves patch, batch and network to nnU-Net's own plan."""
     batch_size: int = Field(8, ge=1)
     """Patches a step, over all GPUs together."""
-    base_features: int = Field(32, ge=1)
+    base_features: int = Field(32, ge=1, le=4096)
     """Channels of the first stage, doubled at each stage."""
-    max_features: int = Field(320, ge=1)
+    max_features: int = Field(320, ge=1, le=4096)
     """Upper limit of the channels of a stage."""
     blocks_per_stage: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 3, 4, 6, 6, 6)
     """Residual blocks (``resenc``) or convolutions of each encoder stage; the last number repeats if the patch allows
@@ -95,7 +95,9 @@ class LossRecipe(FrozenRecipe):
     visible_weight: float = Field(0.1, ge=0)
     """Weight of a visible voxel relative to a hidden one, with ``weighted``."""
     target_normalisation: Literal["none", "block"] = "none"
-    """``block``: each block of the target has zero mean and unit variance (He et al. 2022, arXiv 2111.06377)."""
+    """``block``: each block of the target has zero mean and unit variance (He et al. 2022, arXiv 2111.06377). The
+    network then does not predict brightness: metrics and pictures are made with the true mean and spread of each block,
+    and R2 is against these means."""
     respect_exclusion: bool = True
     """Leave out the voxels of exclusion masks (defaced, anonymised) found beside the scans. Off costs Dice in
     published work; it is here to measure that."""
@@ -116,9 +118,9 @@ class AugmentationRecipe(FrozenRecipe):
     """Share of the patches that are zoomed."""
     elastic_probability: Probability = 0.0
     """Share of the patches that are deformed."""
-    elastic_scale: Interval = (0.15, 0.25)
+    elastic_scale: Spread = (0.15, 0.25)
     """Smoothness of the deformation: standard deviation of the smoothing, as a share of the patch edge."""
-    elastic_magnitude: Interval = (0.3, 2.0)
+    elastic_magnitude: Spread = (0.3, 2.0)
     """Largest displacement in voxels."""
     mirror: bool = True
     """Flip each axis with probability one half."""
@@ -190,7 +192,7 @@ class Recipe(FrozenRecipe):
     """How weights change."""
     schedule: ScheduleRecipe = ScheduleRecipe()
     """How long."""
-    seed: int = Field(12345, ge=0)
+    seed: int = Field(12345, ge=0, le=2**63 - 1)
     """Every draw of a run is a function of this number, the epoch, the iteration, the rank and the sample."""
 
     @model_validator(mode="after")
@@ -199,6 +201,10 @@ class Recipe(FrozenRecipe):
         _check_network(self.network, self.masking)
         if not isinstance(self.schedule.iterations, str) and self.schedule.iterations < 1:
             raise ValueError("schedule.iterations must be at least 1, or 'dataset'")
+        if self.loss.target_normalisation == "block" and self.masking.block_size < 2:
+            raise ValueError(
+                "loss.target_normalisation 'block' leaves nothing of blocks of one voxel: set it to 'none'"
+            )
         if self.schedule.warmup_epochs >= self.schedule.epochs:
             raise ValueError(
                 f"schedule.warmup_epochs {self.schedule.warmup_epochs} leaves nothing of {self.schedule.epochs} "
@@ -215,6 +221,10 @@ def _check_sizes(recipe: Recipe) -> None:
     spacing, patch, ratio = recipe.data.spacing, recipe.network.patch_size, recipe.masking.ratio
     if not isinstance(spacing, str) and min(spacing) <= 0:
         raise ValueError(f"data.spacing {list(spacing)} must be positive (mm)")
+    if not isinstance(spacing, str) and not 0.02 <= min(spacing) <= max(spacing) <= 50:
+        raise ValueError(f"data.spacing {list(spacing)} is in mm, from 0.02 to 50")
+    if not isinstance(patch, str) and max(patch) > 1024:
+        raise ValueError(f"network.patch_size {list(patch)} is larger than 1024 voxels; the nearest possible is 1024")
     if not isinstance(patch, str) and min(patch) < 8:
         raise ValueError(f"network.patch_size {list(patch)} is smaller than 8 voxels; the nearest possible edge is 8")
     if recipe.augmentation.scale[0] <= 0:

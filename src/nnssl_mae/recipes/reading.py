@@ -42,8 +42,16 @@ def load_recipe(name_or_file: str, changes: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: unknown name, unreadable file, unknown key or impossible value.
     """
-    content = read_yaml(name_or_file, configs_folder())
-    return parse(Recipe, changed(content, changes, Recipe), source=name_or_file)
+    content = changed(read_yaml(name_or_file, configs_folder()), changes, Recipe)
+    keys = assignments(changes, Recipe)
+    if keys and "summary" not in keys:
+        content["summary"] = changed_summary(content.get("summary"), keys)
+    return parse(Recipe, content, source=name_or_file)
+
+
+def changed_summary(summary: Any, changes: Iterable[str]) -> str:
+    """The summary of a recipe of which some keys were changed, so that results do not pass for the published one."""
+    return f"{summary}; changed: {', '.join(changes)}"
 
 
 def parse_recipe(content: Mapping[str, Any], source: str) -> Recipe:

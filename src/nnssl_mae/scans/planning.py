@@ -31,7 +31,8 @@ from nnssl_mae.plans import (
     same_topology,
 )
 from nnssl_mae.recipes.pretraining import Recipe
-from nnssl_mae.recipes.reading import parse_recipe
+from nnssl_mae.recipes.reading import override, parse_recipe
+from nnssl_mae.recipes.words import shown
 
 READERS = {"RAS": "NibabelIOWithReorient", "as_stored": "SimpleITKIO"}
 
@@ -66,6 +67,8 @@ def plan_unlabelled(
         configuration |= network_configuration(
             configuration["architecture"], recipe.network, configuration["spacing"], recipe.masking.block_size
         )
+    else:
+        recipe = _with_planned_sizes(recipe, configuration)
     clip = recipe.data.clip_percentile
     configuration["data_identifier"] = data_identifier(
         plans, configuration, contents="volumes", beyond_stock=() if clip is None else (f"clip {clip}",)
@@ -73,6 +76,20 @@ def plan_unlabelled(
     configuration[PLANS_BLOCK] = _block(recipe, configuration["patch_size"])
     plans["configurations"] = {CONFIGURATION: configuration}
     return plans
+
+
+def _with_planned_sizes(recipe: Recipe, configuration: Mapping[str, Any]) -> Recipe:
+    """The recipe with the sizes that nnU-Net planned, so that it tells what was trained."""
+    kwargs = configuration["architecture"]["arch_kwargs"]
+    planned = {
+        "batch_size": configuration["batch_size"],
+        "base_features": kwargs["features_per_stage"][0],
+        "max_features": max(kwargs["features_per_stage"]),
+        "blocks_per_stage": list(kwargs["n_blocks_per_stage"]),
+        "convs_per_decoder_stage": max(kwargs["n_conv_per_stage_decoder"]),
+        "max_stages": kwargs["n_stages"],
+    }
+    return override(recipe, {f"network.{key}": value for key, value in planned.items()})
 
 
 def replan(plans: Mapping[str, Any], recipe: Recipe, plans_name: str) -> dict[str, Any]:
@@ -118,7 +135,7 @@ def write_plans_for(folder: Path, recipe: Recipe, plans_name: str | None) -> str
     Raises:
         UserError: the dataset was not prepared, the name is taken, or the recipe does not fit the volumes.
     """
-    name = plans_name or f"{PRETRAINING_PLANS}_{recipe.name}"
+    name = f"{PRETRAINING_PLANS}_{recipe.name}" if plans_name is None else plans_name
     check_plans_name(name)
     prepared, file = folder / f"{PRETRAINING_PLANS}.json", folder / f"{name}.json"
     if not prepared.is_file():
@@ -126,14 +143,16 @@ def write_plans_for(folder: Path, recipe: Recipe, plans_name: str | None) -> str
     plans = replan(read_json(prepared, "prepare the dataset again"), recipe, name)
     if not file.is_file():
         write_json(file, plans)
-    elif read_json(file, "remove it")["configurations"] != json.loads(json.dumps(plans["configurations"])):
+    elif read_json(file, "remove it").get("configurations") != json.loads(json.dumps(plans["configurations"])):
         raise UserError(f"{file} exists and holds another recipe; choose another name with -p")
     return name
 
 
 def _differences(recipe: Recipe, before: Recipe) -> str:
     wanted, held = recipe.data.model_dump(), before.data.model_dump()
-    return ", ".join(f"data.{key} {wanted[key]} instead of {held[key]}" for key in wanted if wanted[key] != held[key])
+    return ", ".join(
+        f"data.{key} {shown(wanted[key])} instead of {shown(held[key])}" for key in wanted if wanted[key] != held[key]
+    )
 
 
 def _block(recipe: Recipe, patch_size: Sequence[int]) -> dict[str, Any]:
@@ -146,9 +165,12 @@ def topology_note(plans: Mapping[str, Any], published: Recipe) -> str | None:
     configuration = plans["configurations"][CONFIGURATION]
     if isinstance(published.network.patch_size, str) or isinstance(published.data.spacing, str):
         return None
-    expected = network_configuration(
-        configuration["architecture"], published.network, published.data.spacing, published.masking.block_size
-    )
+    try:
+        expected = network_configuration(
+            configuration["architecture"], published.network, published.data.spacing, published.masking.block_size
+        )
+    except UserError:
+        return None  # only the user's changes made the recipe fit its patch
     if same_topology(configuration, expected):
         return None
     return (

@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from nnssl_mae.errors import ResumableError, UserError
 from nnssl_mae.files import remove_leftovers, short_hash, write_json
 from nnssl_mae.folders import dataset_name, datasets_with_number, nnunet_folder
-from nnssl_mae.plans import CONFIGURATION, PRETRAINING_PLANS, describe_topology
+from nnssl_mae.plans import CONFIGURATION, PLANS_BLOCK, PRETRAINING_PLANS, describe_topology
 from nnssl_mae.recipes.pretraining import DataRecipe, Recipe
 from nnssl_mae.scans.cases import CaseRow, write_cases
 from nnssl_mae.scans.find import Scan, find_scans
@@ -88,6 +88,9 @@ def prepare(
     plans = plan_unlabelled(full_name, recipe, numbers, scans[0].path, len(scans))
     configuration = plans["configurations"][CONFIGURATION]
     console.print(f"Network: {describe_topology(configuration)}, batch {configuration['batch_size']}.")
+    edges = configuration[PLANS_BLOCK]["block_edges"]
+    if edges != [recipe.masking.block_size] * 3:
+        console.print(f"Blocks: {edges} voxels, because {recipe.masking.block_size} does not divide the patch.")
     if note := topology_note(plans, published):
         console.print(note, style="yellow")
 
@@ -125,6 +128,7 @@ def _find(sources: Sequence[Path], subject_regex: str | None, exclude_suffix: st
             f"beside them; they are not used (for scans, pass another --exclude-suffix):\n{listing}",
             style="yellow",
             highlight=False,
+            markup=False,
         )
     return found.scans
 
@@ -155,7 +159,9 @@ def _usable(
     if len(bad) == len(scans):
         raise UserError(f"None of the {len(scans)} scans can be used:\n{listing}")
     if bad:
-        console.print(f"Left out {len(bad)} of {len(scans)} scans:\n{listing}", style="yellow", highlight=False)
+        console.print(
+            f"Left out {len(bad)} of {len(scans)} scans:\n{listing}", style="yellow", highlight=False, markup=False
+        )
     good = [scan for scan in scans if not found[scan.path].problem]
     return good, [found[scan.path] for scan in good]
 

@@ -45,14 +45,23 @@ def pretrain(dataset: str, plans_name: str, fold: int | str, device_name: str, r
         dist.destroy_process_group()
 
 
+def check_device(name: str) -> None:
+    """Refuses a device that does not exist here.
+
+    Raises:
+        UserError: another name than cuda or cpu, or no GPU.
+    """
+    if name not in ("cuda", "cpu"):
+        raise UserError(f"--device {name} is not possible; use cuda or cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("There is no CUDA GPU here; pass --device cpu, or run `nnssl-mae doctor`")
+
+
 def _device(name: str, local_rank: int, world_size: int) -> torch.device:
+    check_device(name)
     if name == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world_size))
         return torch.device("cpu")
-    if name != "cuda":
-        raise UserError(f"--device {name} is not possible; use cuda or cpu")
-    if not torch.cuda.is_available():
-        raise UserError("There is no CUDA GPU here; pass --device cpu, or run `nnssl-mae doctor`")
     torch.set_num_threads(1)
     torch.backends.cudnn.benchmark = True
     torch.cuda.set_device(local_rank)

@@ -31,7 +31,7 @@ from nnssl_mae.training.schedules import (
     phase_at,
     phases,
 )
-from nnssl_mae.training.state import bare_network, training_state, write_checkpoint
+from nnssl_mae.training.state import bare_network, refuse_changed_plans, training_state, write_checkpoint
 
 
 class nnUNetTrainerMAEFinetune(OneHeadTrainer):
@@ -143,7 +143,9 @@ class nnUNetTrainerMAEFinetune(OneHeadTrainer):
     # ------------------------------------------------------------------ weights, checkpoints
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        """As stock; a resumed run keeps its weights."""
+        """As stock; a resumed run keeps its weights, and is refused where the plans have become those of another."""
+        now = {"recipe": self.recipe.model_dump(mode="json"), "initialisation": self.initialisation}
+        refuse_changed_plans(Path(filename_or_checkpoint), now)
         super().load_checkpoint(filename_or_checkpoint)
         self._resumed = True
 

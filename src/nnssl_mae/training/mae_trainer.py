@@ -18,6 +18,7 @@ from torch import nn
 
 from nnssl_mae import __version__
 from nnssl_mae.checkpoints.adaptation_plan import make_adaptation_plan
+from nnssl_mae.errors import UserError
 from nnssl_mae.evaluation.preview import PreviewCase, draw_preview
 from nnssl_mae.files import write_json
 from nnssl_mae.masking import hidden_voxels
@@ -39,7 +40,7 @@ from nnssl_mae.training.one_head_trainer import OneHeadTrainer
 from nnssl_mae.training.optimisers import EpochSchedule, make_optimizer
 from nnssl_mae.training.pretraining_data import PretrainingData
 from nnssl_mae.training.schedules import pretraining_learning_rate
-from nnssl_mae.training.state import bare_network, training_state, write_checkpoint
+from nnssl_mae.training.state import bare_network, refuse_changed_plans, training_state, write_checkpoint
 
 _PREVIEW_CASES = 3
 _LATEST, _BEST = "checkpoint_latest.pth", "checkpoint_best.pth"
@@ -215,9 +216,9 @@ class nnUNetTrainerMAE(OneHeadTrainer):
             dist.all_reduce(loss)
             loss /= dist.get_world_size()
         if not torch.isfinite(loss):
-            raise RuntimeError(
-                f"The training loss of epoch {self.current_epoch} is {loss.item()}. The last checkpoint before it is "
-                f"{_LATEST}. Lower optimiser.learning_rate in the recipe, or look for scans with extreme values."
+            raise UserError(
+                f"The training loss of epoch {self.current_epoch} is {loss.item()}; checkpoints of earlier epochs are "
+                "whole. Lower optimiser.learning_rate in the recipe, or look for scans with extreme values"
             )
         self.logger.log("train_losses", loss.item(), self.current_epoch)
 
@@ -226,7 +227,12 @@ class nnUNetTrainerMAE(OneHeadTrainer):
         batch = self._on_device(batch)
         prediction = self._in_image_units(self._reconstruct(batch), batch)
         return reconstruction_metrics(
-            prediction, batch["data"], batch["hidden"], batch["data_range"], batch.get("excluded")
+            prediction,
+            batch["data"],
+            batch["hidden"],
+            batch["data_range"],
+            batch.get("excluded"),
+            block_baseline=self.recipe.loss.target_normalisation == "block",
         )
 
     def _in_image_units(self, prediction: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -266,6 +272,8 @@ class nnUNetTrainerMAE(OneHeadTrainer):
         self.print_to_log_file(
             f"hidden voxels: PSNR {last['psnr']:.2f} dB, SSIM {last['ssim']:.3f}, R2 {last['r2']:.3f}"
         )
+        if self.recipe.loss.target_normalisation == "block":
+            self.print_to_log_file("(with the true mean and spread of each block; R2 against these means)")
         seconds = last["epoch_end_timestamps"] - last["epoch_start_timestamps"]
         self.print_to_log_file(f"Epoch time: {seconds:.2f} s")
 
@@ -337,6 +345,7 @@ class nnUNetTrainerMAE(OneHeadTrainer):
         if path.name == _LATEST and best.is_file() and _epoch_of(best) > _epoch_of(path):
             self.print_to_log_file(f"{_BEST} is newer than {_LATEST}: continuing from it.")
             path = best
+        refuse_changed_plans(path, {"recipe": self.recipe.model_dump(mode="json")})
         super().load_checkpoint(str(path))
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,14 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
+from nnssl_mae.errors import UserError
 from nnssl_mae.files import remove_leftovers, whole_file
+
+_MAY_CHANGE = {
+    "recipe.name", "recipe.summary", "recipe.citation", "recipe.epochs", "recipe.patience",
+    "recipe.schedule.epochs", "recipe.schedule.patience", "recipe.schedule.checkpoint_every",
+    "recipe.schedule.preview_every", "recipe.network.checkpoint_activations",
+}  # fmt: skip
 
 
 def bare_network(network: nn.Module) -> nn.Module:
@@ -48,6 +56,44 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     remove_leftovers(path.parent, path.name)
     with whole_file(path) as temporary:
         torch.save(state, temporary)
+
+
+def refuse_changed_plans(checkpoint: Path, now: Mapping[str, Any]) -> None:
+    """Refuses to continue a run whose plans have since become those of another.
+
+    How long a run is, and how often it writes, may change. Checkpoints without our block are left to nnU-Net.
+
+    Args:
+        checkpoint: about to be loaded.
+        now: ``recipe`` and, of a fine-tuning, ``initialisation``, as the plans hold them now.
+
+    Raises:
+        UserError: with the keys that differ.
+    """
+    block = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("nnssl_mae")
+    if not isinstance(block, dict):
+        return
+    changed = sorted(
+        key
+        for part, value in now.items()
+        if part in block
+        for key in _differences(block[part], value, part)
+        if key not in _MAY_CHANGE
+    )
+    if changed:
+        raise UserError(
+            f"{checkpoint} belongs to a run with other plans: {', '.join(changed[:5])} changed since. Start this one "
+            "without --c, under another plans name, or put the plans back"
+        )
+
+
+def _differences(before: Any, now: Any, key: str) -> list[str]:
+    """Dotted keys at which two values differ; a key that only the newer knows is no difference."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        return [
+            different for name in before for different in _differences(before[name], now.get(name), f"{key}.{name}")
+        ]
+    return [] if plain(before) == plain(now) else [key]
 
 
 def plain(value: Any) -> Any:
