@@ -141,6 +141,25 @@ def test_metrics_by_hand(batch) -> None:
         torch.testing.assert_close(metrics["r2"][i], r2)
 
 
+def test_excluded_voxels_have_no_part_in_the_normalisation_of_a_block(batch) -> None:
+    _, target, hidden = batch
+    excluded = torch.zeros(2, 1, 16, 16, 16, dtype=torch.bool)
+    excluded[:, :, :4] = True
+    nonsense = torch.where(excluded, -20.0, target)
+    half = normalise_blocks(nonsense, hidden, excluded)[0, 0, 4:8, :8, :8]
+    assert half.mean().abs() < 1e-5
+    assert half.var(correction=0).item() == pytest.approx(1, abs=1e-4)
+
+
+def test_a_sample_with_one_counted_voxel_does_not_outweigh_the_others(batch) -> None:
+    prediction, target, hidden = batch
+    excluded = torch.zeros(2, 1, 16, 16, 16, dtype=torch.bool)
+    excluded[0] = ~(torch.arange(16**3) == 0).view(1, 16, 16, 16)
+    prediction = prediction.clone().requires_grad_()
+    reconstruction_loss(prediction, target, hidden, HIDDEN, excluded=excluded).backward()
+    assert prediction.grad[0].norm() < prediction.grad[1].norm()
+
+
 def test_block_means_that_were_given_away_earn_no_r2(batch) -> None:
     _, target, hidden = batch
     empty = denormalise_blocks(torch.zeros_like(target), target + 4 * hidden_voxels(hidden, (16, 16, 16)), hidden)

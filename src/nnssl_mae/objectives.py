@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from nnssl_mae.masking import as_blocks, hidden_voxels
 from nnssl_mae.recipes.pretraining import LossRecipe
 
+_LEAST_COUNTED = 0.05
 _EPS = 1e-6  # of the block variance, as in He et al. 2022
 
 
@@ -21,7 +22,8 @@ def reconstruction_loss(
 ) -> torch.Tensor:
     """Squared error, averaged over the voxels of a sample and then over samples.
 
-    Each sample counts the same, whatever the others hide. Computed in 32 bit and reduced block by block, without a
+    Each sample counts the same, whatever the others hide; one of which less than a twentieth is left after exclusion
+    counts less. Computed in 32 bit and reduced block by block, without a
     host sync, and without a mask of full resolution unless ``excluded`` brings one.
 
     Args:
@@ -35,14 +37,16 @@ def reconstruction_loss(
         scalar tensor.
     """
     if recipe.target_normalisation == "block":
-        target = normalise_blocks(target, hidden)
+        target = normalise_blocks(target, hidden, excluded)
     weights = block_weights(hidden, recipe)
     if air is not None:
         weights = weights * ~air
     errors, counts = block_errors(prediction, target, hidden, excluded)
     dims = (1, 2, 3, 4)
-    # A sample of which nothing counts adds zero, not a division by zero.
-    return ((errors * weights).sum(dim=dims) / (counts * weights).sum(dim=dims).clamp_min(1e-6)).mean()
+    # A sample of which next to nothing counts must not outweigh the others, nor divide by zero.
+    whole = weights.sum(dim=dims) * (target[0].numel() // hidden[0].numel())
+    counted = torch.maximum((counts * weights).sum(dim=dims), _LEAST_COUNTED * whole).clamp_min(1e-6)
+    return ((errors * weights).sum(dim=dims) / counted).mean()
 
 
 def block_weights(hidden: torch.Tensor, recipe: LossRecipe) -> torch.Tensor:
@@ -68,24 +72,38 @@ def block_errors(
     return as_blocks(error, hidden).sum(dim=(1, 3, 5, 7)).unsqueeze(1), counts
 
 
-def normalise_blocks(volumes: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """Each block and channel with zero mean and unit variance (He et al. 2022, arXiv 2111.06377), 32 bit."""
-    mean, std = _block_statistics(volumes, hidden)
+def normalise_blocks(volumes: torch.Tensor, hidden: torch.Tensor, excluded: torch.Tensor | None = None) -> torch.Tensor:
+    """Each block and channel with zero mean and unit variance (He et al. 2022, arXiv 2111.06377), 32 bit.
+
+    ``excluded``, bool (B, 1, D, H, W), has no part in mean and variance.
+    """
+    mean, std = _block_statistics(volumes, hidden, excluded)
     return ((as_blocks(volumes.float(), hidden) - mean) / std).reshape(volumes.shape)
 
 
-def denormalise_blocks(prediction: torch.Tensor, target: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+def denormalise_blocks(
+    prediction: torch.Tensor, target: torch.Tensor, hidden: torch.Tensor, excluded: torch.Tensor | None = None
+) -> torch.Tensor:
     """A prediction of normalised blocks in the units of ``target``, by the true mean and spread of each block.
 
     For metrics and pictures: a network that learnt normalised blocks does not predict their brightness.
     """
-    mean, std = _block_statistics(target, hidden)
+    mean, std = _block_statistics(target, hidden, excluded)
     return (as_blocks(prediction.float(), hidden) * std + mean).reshape(prediction.shape)
 
 
-def _block_statistics(volumes: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    blocks = as_blocks(volumes.float(), hidden)
-    variance, mean = torch.var_mean(blocks, dim=(3, 5, 7), correction=0, keepdim=True)
+def _block_statistics(
+    volumes: torch.Tensor, hidden: torch.Tensor, excluded: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation over the counted voxels of each block, (B, C, d, 1, h, 1, w, 1) twice."""
+    blocks, inside = as_blocks(volumes.float(), hidden), (3, 5, 7)
+    if excluded is None:
+        variance, mean = torch.var_mean(blocks, dim=inside, correction=0, keepdim=True)
+        return mean, (variance + _EPS).sqrt()
+    counted = as_blocks((~excluded).float(), hidden)
+    number = counted.sum(dim=inside, keepdim=True).clamp_min(1)
+    mean = (blocks * counted).sum(dim=inside, keepdim=True) / number
+    variance = ((blocks - mean).square() * counted).sum(dim=inside, keepdim=True) / number
     return mean, (variance + _EPS).sqrt()
 
 
@@ -110,14 +128,14 @@ def reconstruction_metrics(
     Returns:
         tensors (B,): ``loss``, the mean squared error; ``psnr`` in dB; ``ssim`` (nan where no window lies wholly in
         hidden voxels); ``r2`` against filling with the mean of the visible voxels (0 = no better, 1 = perfect). All
-        are nan for a sample of which no hidden voxel counts.
+        are nan for a sample of which no hidden voxel counts: ``counted`` is the number of these voxels.
     """
     prediction, target = prediction.float(), target.float()
     counted = torch.ones_like(target, dtype=torch.bool) if excluded is None else ~excluded
     mask = hidden_voxels(hidden, target.shape[2:])
     fill = _masked_mean(target, ~mask & counted)[:, None, None, None, None].expand_as(target)
     if block_baseline:
-        fill = denormalise_blocks(torch.zeros_like(target), target, hidden)
+        fill = denormalise_blocks(torch.zeros_like(target), target, hidden, excluded)
     loss = _hidden_mean_error(prediction, target, hidden, excluded)
     baseline = _hidden_mean_error(fill, target, hidden, excluded)
     return {
@@ -125,6 +143,7 @@ def reconstruction_metrics(
         "psnr": 10 * torch.log10(data_range.square().clamp_min(1e-12) / loss.clamp_min(1e-12)),
         "ssim": _hidden_ssim(prediction, target, mask & counted, data_range, window=_window(hidden, target)),
         "r2": 1 - loss / baseline.clamp_min(1e-12),
+        "counted": (mask & counted).sum(dim=(1, 2, 3, 4)).float(),
     }
 
 

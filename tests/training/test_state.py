@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,5 +31,5 @@ def test_other_plans_are_refused_with_the_keys(checkpoint: Path) -> None:
 
 
 def test_checkpoints_of_others_are_left_to_nnunet(tmp_path: Path) -> None:
-    torch.save({"network_weights": {}}, tmp_path / "y.pth")
+    torch.save({"network_weights": {}, "_best_ema": np.float64(0.5)}, tmp_path / "y.pth")
     refuse_changed_plans(tmp_path / "y.pth", BEFORE)

@@ -196,16 +196,16 @@ def reconstruct(
     with torch.inference_mode():
         shown = network.hide(original.to(device), hidden.to(device)).cpu()
         output = network(original.to(device), hidden.to(device)).float().cpu()
-    given = blocks_are_given(checkpoint)
+    given, excluded = blocks_are_given(checkpoint), patch_of(counted) == 0
     if given:
-        output = denormalise_blocks(output, original, hidden)
+        output = denormalise_blocks(output, original, hidden, excluded)
     low, high = np.percentile(volume, (0.5, 99.5))
     metrics = reconstruction_metrics(
         output,
         original,
         hidden,
         torch.tensor([high - low]).float(),
-        excluded=patch_of(counted) == 0,
+        excluded=excluded,
         block_baseline=given,
     )
     return Reconstruction(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from packaging.version import Version
 from torch import distributed as dist
 from torch import nn
 
@@ -97,6 +98,10 @@ class nnUNetTrainerMAE(OneHeadTrainer):
 
     def initialize(self) -> None:
         """As stock, with seeded initial weights."""
+        recomputes = self.recipe.network.sparse or self.recipe.network.checkpoint_activations
+        if self.is_ddp and recomputes and Version(torch.__version__) < Version("2.7"):
+            # The older optimiser of compiled distributed networks refuses own autograd functions and checkpointing.
+            torch._dynamo.config.optimize_ddp = False
         with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
             torch.manual_seed(self.recipe.seed)
             super().initialize()
@@ -238,7 +243,7 @@ class nnUNetTrainerMAE(OneHeadTrainer):
     def _in_image_units(self, prediction: torch.Tensor, batch: Batch) -> torch.Tensor:
         if self.recipe.loss.target_normalisation == "none":
             return prediction
-        return denormalise_blocks(prediction, batch["data"], batch["hidden"])
+        return denormalise_blocks(prediction, batch["data"], batch["hidden"], batch.get("excluded"))
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, torch.Tensor]]) -> None:
         """Logs the means over all held-out cases."""
@@ -248,18 +253,18 @@ class nnUNetTrainerMAE(OneHeadTrainer):
             self.logger.log(name, means[name], self.current_epoch)
 
     def _mean_over_cases(self, outputs: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-        names = ("loss", *METRICS)
+        """Means over the cases of which something counts; one that is not a number shows in the mean."""
+        names = ("loss", *METRICS, "counted")
         values = np.stack([torch.cat([o[name] for o in outputs]).cpu().numpy() for name in names]) if outputs else None
         gathered = [values]
         if self.is_ddp:
             gathered = [None] * dist.get_world_size()
             dist.all_gather_object(gathered, values)
         table = np.concatenate([part for part in gathered if part is not None], axis=1)
+        rows = dict(zip(names, table[:, table[-1] > 0], strict=True))
         # SSIM is undefined for a case whose hidden blocks hold no whole window.
-        return {
-            name: float(np.nanmean(row)) if np.isfinite(row).any() else float("nan")
-            for name, row in zip(names, table, strict=True)
-        }
+        rows["ssim"] = rows["ssim"][np.isfinite(rows["ssim"])]
+        return {name: float(rows[name].mean()) if rows[name].size else float("nan") for name in ("loss", *METRICS)}
 
     # ------------------------------------------------------------------ epochs, checkpoints, pictures
 
@@ -279,7 +284,8 @@ class nnUNetTrainerMAE(OneHeadTrainer):
 
         final = self.current_epoch == self.num_epochs - 1
         # Masks and crops of validation never change, so the losses of two epochs can be compared.
-        improved = self._best_ema is None or last["val_losses"] < self._best_ema
+        best = self._best_ema
+        improved = best is None or not np.isfinite(best) or last["val_losses"] < best
         if improved:
             self._best_ema = last["val_losses"]
         if (self.current_epoch + 1) % self.save_every == 0 and not final:
@@ -309,7 +315,7 @@ class nnUNetTrainerMAE(OneHeadTrainer):
 
     def stop_early(self) -> bool:
         """Whether the validation loss has not improved for as many epochs as the recipe is patient."""
-        losses = self.logger.get_value("val_losses", step=None)
+        losses = np.nan_to_num(self.logger.get_value("val_losses", step=None), nan=np.inf)
         patience = self.recipe.schedule.patience
         return patience is not None and len(losses) - 1 - int(np.argmin(losses)) >= patience
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
@@ -12,19 +13,45 @@ from nnssl_mae.recipes.pretraining import OptimiserRecipe
 def make_optimizer(
     parameters: Iterable[torch.nn.Parameter], recipe: OptimiserRecipe, fused: bool
 ) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum or AdamW; ``fused`` needs CUDA."""
+    """SGD with Nesterov momentum or AdamW; ``fused`` is for CUDA."""
+    learning = list(parameters)
+    optimizer: torch.optim.Optimizer
     if recipe.name == "adamw":
-        return torch.optim.AdamW(
-            parameters, recipe.learning_rate, betas=(0.9, 0.999), weight_decay=recipe.weight_decay, fused=fused
+        optimizer = torch.optim.AdamW(
+            learning, recipe.learning_rate, betas=(0.9, 0.999), weight_decay=recipe.weight_decay, fused=fused
         )
-    return torch.optim.SGD(
-        parameters,
-        recipe.learning_rate,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.momentum > 0,
-        fused=fused,
-    )
+    else:
+        optimizer = torch.optim.SGD(
+            learning,
+            recipe.learning_rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.momentum > 0,
+            fused=fused,
+        )
+        if fused and recipe.momentum > 0:
+            _start_from_zero_momentum(optimizer, learning)
+    _keep_own_kernel(optimizer, fused)
+    return optimizer
+
+
+def _start_from_zero_momentum(optimizer: torch.optim.Optimizer, learning: Iterable[torch.nn.Parameter]) -> None:
+    """Gives fused SGD its buffers, where torch would make them of uninitialised memory.
+
+    Its kernel leaves them so when the first fp16 step overflows, as it often does, and the next step trains on them.
+    """
+    for parameter in learning:
+        if parameter.requires_grad:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def _keep_own_kernel(optimizer: torch.optim.Optimizer, fused: bool) -> None:
+    """A run that began on another device continues here with the kernel of this one."""
+
+    def own_kernel(_: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        return {**state, "param_groups": [{**group, "fused": fused} for group in state["param_groups"]]}
+
+    optimizer.register_load_state_dict_pre_hook(own_kernel)
 
 
 class EpochSchedule:

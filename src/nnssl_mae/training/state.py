@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,10 @@ def refuse_changed_plans(checkpoint: Path, now: Mapping[str, Any]) -> None:
     Raises:
         UserError: with the keys that differ.
     """
-    block = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("nnssl_mae")
+    try:
+        block = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("nnssl_mae")
+    except pickle.UnpicklingError:
+        return  # stock checkpoints hold numpy numbers
     if not isinstance(block, dict):
         return
     changed = sorted(
