@@ -311,7 +311,10 @@ class nnUNetTrainerMAE(OneHeadTrainer):
                 arrays = (batch["data"].cpu(), prediction.float().cpu(), mask.cpu())
                 for case, *volumes in zip(batch["cases"], *arrays, strict=True):
                     cases.append(PreviewCase(case, *(volume[0].numpy() for volume in volumes)))
-        draw_preview(cases, Path(self.output_folder, name), f"{self.recipe.name}, epoch {self.current_epoch + 1}")
+        title = f"{self.recipe.name}, epoch {self.current_epoch + 1}"
+        if self.recipe.loss.target_normalisation == "block":
+            title += "\nbrightness and contrast of each block are the true ones: this recipe does not predict them"
+        draw_preview(cases, Path(self.output_folder, name), title)
 
     def stop_early(self) -> bool:
         """Whether the validation loss has not improved for as many epochs as the recipe is patient."""
