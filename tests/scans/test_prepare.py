@@ -192,7 +192,7 @@ def test_an_older_table_is_read_and_refused_only_where_the_head_is_asked_for(pre
     table = read_cases(folder)
     with pytest.raises(UserError, match="lacks 1 of 2 cases, such as nobody"):
         read_foreground(folder, ["sub-00_T1w", "nobody"])
-    table.drop(columns="foreground").reset_index().to_parquet(table_path(folder), index=False)
+    table.reset_index().to_parquet(table_path(folder), index=False)
     assert len(read_cases(folder)) == 8
     with pytest.raises(UserError, match=r"earlier version.*under another number, or set masking.region to 'uniform'"):
         read_foreground(folder, ["sub-00_T1w"])
