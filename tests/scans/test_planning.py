@@ -45,3 +45,15 @@ def test_a_recipe_that_needs_other_volumes_is_refused(prepared: Path, tiny_recip
 def test_names_that_nnunet_would_misread_are_refused(prepared: Path, tiny_recipe: Recipe) -> None:
     with pytest.raises(UserError, match="Plans cannot be called 'a__b'"):
         write_plans_for(prepared, tiny_recipe, "a__b")
+
+
+def test_a_planner_patch_records_the_planned_sizes_also_for_a_second_recipe(prepared: Path, tiny_recipe) -> None:
+    file = prepared / "nnsslMAEPlans.json"
+    planner = override(tiny_recipe, {"network.patch_size": "planner", "network.base_features": 99})
+    plans = json.loads(file.read_text())
+    plans["configurations"][CONFIGURATION]["nnssl_mae"]["recipe"] = planner.model_dump(mode="json")
+    file.write_text(json.dumps(plans))
+    write_plans_for(prepared, planner, "second")
+    content = json.loads((prepared / "second.json").read_text())["configurations"][CONFIGURATION]
+    planned = content["architecture"]["arch_kwargs"]["features_per_stage"][0]
+    assert content["nnssl_mae"]["recipe"]["network"]["base_features"] == planned == 4

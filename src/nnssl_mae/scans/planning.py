@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +67,11 @@ def plan_unlabelled(
         configuration |= network_configuration(
             configuration["architecture"], recipe.network, configuration["spacing"], recipe.masking.block_size
         )
-    else:
-        recipe = _with_planned_sizes(recipe, configuration)
     clip = recipe.data.clip_percentile
     configuration["data_identifier"] = data_identifier(
         plans, configuration, contents="volumes", beyond_stock=() if clip is None else (f"clip {clip}",)
     )
-    configuration[PLANS_BLOCK] = _block(recipe, configuration["patch_size"])
+    configuration[PLANS_BLOCK] = _block(recipe, configuration)
     plans["configurations"] = {CONFIGURATION: configuration}
     return plans
 
@@ -117,7 +115,7 @@ def replan(plans: Mapping[str, Any], recipe: Recipe, plans_name: str) -> dict[st
         configuration |= network_configuration(
             configuration["architecture"], recipe.network, configuration["spacing"], recipe.masking.block_size
         )
-    configuration[PLANS_BLOCK] = _block(recipe, configuration["patch_size"])
+    configuration[PLANS_BLOCK] = _block(recipe, configuration)
     return {**plans, "plans_name": plans_name, "configurations": {CONFIGURATION: configuration}}
 
 
@@ -155,8 +153,10 @@ def _differences(recipe: Recipe, before: Recipe) -> str:
     )
 
 
-def _block(recipe: Recipe, patch_size: Sequence[int]) -> dict[str, Any]:
-    edges = block_edges(patch_size, recipe.masking.block_size)
+def _block(recipe: Recipe, configuration: Mapping[str, Any]) -> dict[str, Any]:
+    if recipe.network.patch_size == "planner":
+        recipe = _with_planned_sizes(recipe, configuration)
+    edges = block_edges(configuration["patch_size"], recipe.masking.block_size)
     return make_block("pretrain", recipe=recipe.model_dump(mode="json"), block_edges=list(edges))
 
 
