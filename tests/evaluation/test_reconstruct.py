@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from nnssl_mae.catalogue.find import Scan
 from nnssl_mae.checkpoints.describe import Checkpoint
 from nnssl_mae.checkpoints.read import read_checkpoint
 from nnssl_mae.errors import UserError
 from nnssl_mae.evaluation.reconstruct import Hiding, choose_hiding, load_network, preprocess_as_trained, reconstruct
 from nnssl_mae.plans import CONFIGURATION
-from nnssl_mae.scans.find import Scan
 from nnssl_mae.scans.foreground import foreground_mask
 from nnssl_mae.scans.prepare import preprocess_scan
 from nnssl_mae.scans.preprocess import Preprocessed

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints
 
-from nnssl_mae.scans.find import Scan
+from nnssl_mae.catalogue.find import Scan
 from nnssl_mae.scans.measure import clip_above, fingerprint, measure_scan, samples_a_scan
 from tests.tiny_scans import tiny_scan
 

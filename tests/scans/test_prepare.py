@@ -15,6 +15,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from rich.console import Console
 
+from nnssl_mae.catalogue.find import Scan
 from nnssl_mae.errors import ResumableError, UserError
 from nnssl_mae.patches.dataset import VolumeDataset
 from nnssl_mae.plans import CONFIGURATION, network_configuration
@@ -22,7 +23,6 @@ from nnssl_mae.recipes.pretraining import Recipe
 from nnssl_mae.recipes.reading import override
 from nnssl_mae.scans import prepare as prepare_module
 from nnssl_mae.scans.cases import read_cases, read_foreground, table_path
-from nnssl_mae.scans.find import Scan
 from nnssl_mae.scans.foreground import decode_occupancy
 from nnssl_mae.scans.planning import topology_note
 from nnssl_mae.scans.prepare import prepare, preprocess_scan

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nnssl_mae.catalogue.find import Scan, find_scans
 from nnssl_mae.checkpoints.describe import Checkpoint
 from nnssl_mae.checkpoints.read import read_checkpoint
 from nnssl_mae.errors import UserError
@@ -33,7 +34,6 @@ from nnssl_mae.evaluation.reconstruct import (
     reconstruct,
     reconstruction_info,
 )
-from nnssl_mae.scans.find import Scan, find_scans
 from nnssl_mae.scans.measure import measure_scan
 
 _FILES = ("preview.png", "input.nii.gz", "hidden_input.nii.gz", "reconstruction.nii.gz", "combined.nii.gz")

@@ -13,6 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
 from torch import nn
 
+from nnssl_mae.catalogue.find import Scan
 from nnssl_mae.checkpoints.describe import Checkpoint, ReconstructionInfo
 from nnssl_mae.checkpoints.nnssl_s3d import ReleasedS3DNetwork
 from nnssl_mae.errors import UserError
@@ -20,7 +21,6 @@ from nnssl_mae.masking import as_blocks, block_edges, eligible_blocks, hidden_vo
 from nnssl_mae.networks.pretraining import PretrainingNetwork, pretraining_network
 from nnssl_mae.objectives import denormalise_blocks, reconstruction_metrics
 from nnssl_mae.patches.augmentation import crop
-from nnssl_mae.scans.find import Scan
 from nnssl_mae.scans.foreground import foreground_mask
 from nnssl_mae.scans.preprocess import Preprocessed, preprocess
 

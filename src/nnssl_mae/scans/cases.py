@@ -28,6 +28,11 @@ class CaseRow:
     percentile_00_5: float
     percentile_99_5: float
     foreground: bytes
+    dataset: str = ""
+    key: str = ""
+    """Of source bytes, preprocessing configuration and code version: what resuming compares."""
+    bytes: int = 0
+    """Size of the stored volume."""
 
 
 _SMALL_COLUMNS = tuple(field.name for field in fields(CaseRow) if field.name != "foreground")

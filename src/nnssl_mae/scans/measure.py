@@ -14,8 +14,8 @@ from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from numpy.typing import NDArray
 
+from nnssl_mae.catalogue.find import Scan
 from nnssl_mae.scans.exclusion import mask_header_problem, read_mask
-from nnssl_mae.scans.find import Scan
 
 _INTENSITY_SAMPLES = 10_000_000  # of all scans together; only CT-like normalisation schemes would use them
 _INTENSITY_SAMPLES_A_SCAN = 10_000

@@ -22,13 +22,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from nnssl_mae.catalogue.find import Scan, find_scans
 from nnssl_mae.errors import ResumableError, UserError
 from nnssl_mae.files import remove_leftovers, short_hash, write_json
 from nnssl_mae.folders import dataset_name, datasets_with_number, nnunet_folder
 from nnssl_mae.plans import CONFIGURATION, PLANS_BLOCK, PRETRAINING_PLANS, describe_topology
 from nnssl_mae.recipes.pretraining import DataRecipe, Recipe
 from nnssl_mae.scans.cases import CaseRow, write_cases
-from nnssl_mae.scans.find import Scan, find_scans
 from nnssl_mae.scans.foreground import encode_occupancy, foreground_mask
 from nnssl_mae.scans.measure import Measurement, fingerprint, measure_scan, samples_a_scan
 from nnssl_mae.scans.planning import READERS, dataset_json, plan_unlabelled, topology_note
@@ -65,11 +65,11 @@ def prepare(
         sources: folders or files of NIfTI scans.
         number, name: of the new nnU-Net dataset.
         recipe: with the user's changes; ``published`` is the same recipe without them.
-        subject_regex: see :func:`nnssl_mae.scans.find.find_scans`.
+        subject_regex: see :func:`nnssl_mae.catalogue.find.find_scans`.
         skip_bad: leave unusable scans out and say so, instead of stopping.
         workers: processes.
         exclude_suffix: what marks the exclusion mask beside a scan, see
-            :func:`nnssl_mae.scans.find.find_scans`.
+            :func:`nnssl_mae.catalogue.find.find_scans`.
 
     Returns:
         the folder ``nnUNet_preprocessed/DatasetXXX_Name``.

@@ -10,8 +10,8 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from numpy.typing import NDArray
 
+from nnssl_mae.catalogue.find import Scan
 from nnssl_mae.scans.exclusion import read_mask
-from nnssl_mae.scans.find import Scan
 from nnssl_mae.scans.measure import clip_above
 from nnssl_mae.scans.planning import dataset_json
 

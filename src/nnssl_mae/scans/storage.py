@@ -15,10 +15,10 @@ import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 from numpy.typing import NDArray
 
+from nnssl_mae.catalogue.find import EXCLUDE_SUFFIX
 from nnssl_mae.files import whole_file
 
 ENDING = ".b2nd"
-EXCLUDE_SUFFIX = "_exclude"
 _LARGEST_FLOAT16 = 65504.0
 
 

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from nnssl_mae.catalogue.find import find_scans
 from nnssl_mae.errors import UserError
-from nnssl_mae.scans.find import find_scans
 
 
 def touch(root: Path, *names: str) -> Path:

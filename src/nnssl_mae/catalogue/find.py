@@ -10,22 +10,32 @@ from pathlib import Path
 
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import short_hash
-from nnssl_mae.scans.storage import EXCLUDE_SUFFIX
 
 ENDINGS = (".nii.gz", ".nii")
+EXCLUDE_SUFFIX = "_exclude"
+"""What the name of an exclusion mask has between the name of its scan and the ending."""
 
 
 @dataclass(frozen=True)
 class Scan:
-    """One image file. ``case`` names it inside the dataset, ``subject`` says which scans belong together.
+    """One 3D image. ``case`` names it inside the dataset, ``subject`` says which scans belong together.
 
     ``exclude`` is its exclusion mask, if there is one.
     """
 
     path: Path
+    """The file, or the folder of a DICOM series."""
     case: str
     subject: str
     exclude: Path | None = None
+    series: str = ""
+    """UID of the DICOM series in the folder ``path``; empty for files of volumes."""
+    frame: str = ""
+    """Which volume of a 4D image: its number from 0, or ``mean`` of all; empty where there is one only."""
+    dataset: str = ""
+    """Which collection it comes from: the name of the folder that was searched."""
+    session: str = ""
+    """Visit of the subject; empty where it is not known."""
 
 
 @dataclass(frozen=True)
