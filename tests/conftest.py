@@ -15,9 +15,11 @@ os.environ["nnUNet_n_proc_DA"] = "1"
 
 from rich.console import Console
 
+from nnssl_mae.catalogue.checks import Limits
 from nnssl_mae.recipes.pretraining import Recipe
 from nnssl_mae.recipes.reading import parse_recipe
-from nnssl_mae.scans.prepare import prepare
+from nnssl_mae.scans.prepare import prepare_folders
+from nnssl_mae.scans.request import Request
 from tests.tiny_scans import write_unlabelled
 
 TINY_RECIPE = {
@@ -35,6 +37,9 @@ TINY_RECIPE = {
     "masking": {"block_size": 8, "ratio": 0.75},
     "schedule": {"epochs": 3, "iterations": 3, "validation_cases": 5, "preview_every": 3},
 }
+
+TINY_LIMITS = Limits(allow=("field_of_view", "thick_slices"))
+"""Scans of 4 mm voxels pass."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -69,7 +74,7 @@ def _prepared_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = parse_recipe(TINY_RECIPE, "for tests")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("nnUNet_preprocessed", str(folder / "preprocessed"))
-        prepare([scans], 900, "Brains", recipe, recipe, Console(quiet=True))
+        prepare_folders([scans], Request(900, "Brains", recipe, recipe), Console(quiet=True), TINY_LIMITS)
     return folder
 
 

@@ -29,7 +29,7 @@ def test_version_and_help(command) -> None:
     assert command("--version") == (0, f"{__version__}\n", "")
     code, out, _ = command("--help")
     assert code == 0
-    for verb in ("doctor", "prepare", "pretrain", "adapt", "demo"):
+    for verb in ("doctor", "scan", "prepare", "pretrain", "adapt", "bench", "demo"):
         assert verb in out
 
 
@@ -41,6 +41,7 @@ def test_version_and_help(command) -> None:
         (["--patch", "160", "160", "160", "7"], ["--patch", "160 160 160", "7"]),
         (["--patch", "planner", "--spacing", ".5", "1e0", "2"], ["--patch", "planner", "--spacing", ".5 1e0 2"]),
         (["--spacing"], ["--spacing"]),
+        (["--clip-percentiles", "0.5", "99.5", "7"], ["--clip-percentiles", "0.5 99.5", "7"]),
     ],
 )
 def test_three_numbers_after_an_option_need_no_quotes(arguments: list[str], expected: list[str]) -> None:
@@ -64,21 +65,33 @@ def bad_scans(tmp_path: Path) -> Path:
     ("source", "options", "sentence"),
     [
         ("missing", [], "missing does not exist"),
-        ("empty", [], "holds no NIfTI file"),
-        ("text", [], "is not a readable NIfTI file"),
-        ("2d", [], "has 2 dimensions"),
-        ("4d", [], "has 4 dimensions"),
+        ("empty", [], "holds no scan (.nii.gz"),
+        ("text", [], "None of the 1 scans can be used"),
+        ("2d", [], "is a single slice"),
+        ("4d", [], "--split-4d mean, first or all"),
         ("good", ["-d", "0"], "Dataset number 0 is not possible"),
         ("good", ["-n", "a b"], "Dataset name 'a b' is not possible"),
         ("good", ["--recipe", "mea"], "did you mean 'mae'"),
         ("good", ["--spacing", "1", "1"], "--spacing 1 1 is not possible"),
         ("good", ["--spacing", "0", "1", "1"], "must be positive"),
         ("good", ["--patch", "big"], "--patch big is not possible"),
+        ("good", [], "covers 48 mm along its shortest edge"),
         (
             "good",
-            ["--recipe", "smoke", "--patch", "33", "33", "33"],
+            ["--recipe", "smoke", "--allow", "field_of_view", "--patch", "33", "33", "33"],
             "--set network.patch_size=[32,32,32]",
         ),
+        ("good", ["--allow", "truncated"], "no network can be trained with such scans"),
+        ("good", ["--allow", "localizer"], "--allow localizer is no check"),
+        ("good", ["--shard", "1/4"], "--shard needs a catalogue"),
+        ("good", ["--shard", "5/4"], "--shard 5/4 is not possible"),
+        ("good", ["--shard", "half"], "--shard half is not possible"),
+        ("good", ["--orientation", "LPS"], "use RAS or asis"),
+        ("good", ["--crop", "brain"], "data.crop"),
+        ("good", ["--clip-percentiles", "a"], "--clip-percentiles a is not possible"),
+        ("good", ["--clip-percentiles", "60", "99"], "data.clip_low_percentile"),
+        ("good", ["--split-4d", "last"], "--split-4d last is not possible"),
+        ("good", ["--exclude-dataset", "77", "--allow", "field_of_view"], "no dataset 77"),
         ("good", ["--batch", "0"], "network.batch_size"),
         ("good", ["--batch", "2", "--patch", "planner"], "--batch cannot be used with a planner patch"),
     ],
@@ -131,3 +144,43 @@ def test_adapt_refuses(command, nnunet_folders, tmp_path, monkeypatch, arguments
 def test_pretrain_refuses(command, prepared, arguments, sentence) -> None:
     code, _, err = command("pretrain", *arguments)
     assert (code, sentence in err, "Traceback" in err) == (2, True, False)
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path) -> Path:
+    """Of two scans with headers only: nothing is read in processes."""
+    for name, modality in (("sub-01", "T1w"), ("sub-02", "T2w")):
+        path = tmp_path / "tree" / name / "anat" / f"{name}_{modality}.nii.gz"
+        path.parent.mkdir(parents=True)
+        nibabel.save(tiny_scan(1)[0], path)
+    return tmp_path / "catalogue"
+
+
+def test_scan_makes_a_catalogue_with_rules_and_a_report(command, catalogue: Path) -> None:
+    code, out, err = command("scan", catalogue.parent / "tree", "-o", catalogue, "--headers-only", "-np", "1")
+    assert (code, err) == (0, "")
+    assert "2 of 2 scans accepted, of 2 subjects" in out
+    assert f"nnssl-mae prepare {catalogue}" in out
+    code, out, _ = command("scan", "include", catalogue, "--where", "modality == 'T1w'")
+    assert (code, "1 of 2 scans are accepted" in out) == (0, True)
+    assert command("scan", "rules", catalogue, "--remove", "1")[0] == 0
+    code, out, _ = command("scan", "report", catalogue)
+    assert (code, (catalogue / "scan.html").is_file()) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["scan", "nowhere", "-o", "out"], "nowhere does not exist"),
+        (["scan", "report", "nowhere"], "nowhere holds no catalogue"),
+        (["scan", "include", "nowhere", "--where", "bytes == 1"], "nowhere holds no catalogue"),
+        (["scan", "rules", "nowhere", "--remove", "first"], "--remove first is not possible"),
+        (["scan", "tree", "-o", "out", "--max-spacing", "-1"], "--max-spacing -1"),
+        (["scan", "tree", "-o", "out", "--subject-regex", "("], "is not a regular expression"),
+    ],
+)
+def test_scan_refuses(command, catalogue, monkeypatch, arguments, sentence) -> None:
+    monkeypatch.chdir(catalogue.parent)
+    code, _, err = command(*arguments)
+    assert (code, sentence in err, "Traceback" in err) == (2, True, False), err
+    assert not Path("out").exists()

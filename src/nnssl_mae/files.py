@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,60 @@ from typing import Any
 from nnssl_mae.errors import UserError
 
 
+def unique_word() -> str:
+    """A word for file names that no other process says, on this machine or on another that shares the disk."""
+    host = "".join(letter for letter in socket.gethostname() if letter.isalnum() or letter == "-")[:16]
+    return f"{host}.{os.getpid()}.{secrets.token_hex(4)}"
+
+
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside ``path``; renamed to ``path`` on success, removed on failure."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Yields a temporary name beside ``path``; on success it is on the disk and renamed to ``path``, else removed."""
+    temporary = path.with_name(f".{path.name}.{unique_word()}.tmp")
     try:
         yield temporary
+        _sync(temporary)  # or a power loss after the rename could leave an empty file
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+
+
+def write_first(path: Path, content: bytes) -> None:
+    """Writes a whole file, unless it is there already: of several processes that do so, the first one wins."""
+    temporary = path.with_name(f".{path.name}.{unique_word()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        _sync(temporary)
+        with contextlib.suppress(FileExistsError):
+            _link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _link(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without hard links; then the last one of those that write at the same moment wins
+        if not path.exists():
+            temporary.replace(path)
+
+
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each file in a folder, by its name; empty if there is no such folder."""
+    sizes: dict[str, int] = {}
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # another process removed it just now
+                if entry.is_file():
+                    sizes[entry.name] = entry.stat().st_size
+    return sizes
 
 
 def remove_leftovers(folder: Path, name: str = "") -> None:
@@ -31,10 +78,15 @@ def remove_leftovers(folder: Path, name: str = "") -> None:
             path.unlink(missing_ok=True)
 
 
+def as_json(content: Any) -> bytes:
+    """JSON in nnU-Net's layout (4 spaces, keys in the given order)."""
+    return json.dumps(content, indent=4).encode()
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON by rename, in nnU-Net's layout (4 spaces, keys in the given order)."""
+    """Writes JSON by rename, in nnU-Net's layout."""
     with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=4), encoding="utf-8")
+        temporary.write_bytes(as_json(content))
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:

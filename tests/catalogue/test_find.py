@@ -1,9 +1,13 @@
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from nnssl_mae.catalogue.find import find_scans
+from nnssl_mae.catalogue.find import dataset_names, find_scans, stamp
+from nnssl_mae.catalogue.names import modality_of
 from nnssl_mae.errors import UserError
+from tests.catalogue.scan_files import brain, write_dicom, write_itk
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -61,10 +65,10 @@ def test_a_file_given_twice_counts_once_and_hidden_files_do_not(tmp_path) -> Non
 def test_bad_sources(tmp_path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         find_scans([tmp_path / "nowhere"])
-    with pytest.raises(UserError, match="holds no NIfTI file"):
+    with pytest.raises(UserError, match="holds no scan"):
         find_scans([tmp_path])
     touch(tmp_path, "notes.txt")
-    with pytest.raises(UserError, match="not a NIfTI file"):
+    with pytest.raises(UserError, match="is no file of a scan"):
         find_scans([tmp_path / "notes.txt"])
 
 
@@ -97,3 +101,128 @@ def test_masks_alone_are_no_scans(tmp_path) -> None:
     touch(tmp_path, "a_exclude.nii.gz")
     with pytest.raises(UserError, match="every file is an exclusion mask by its name"):
         find_scans([tmp_path])
+
+
+def test_every_format_and_only_scans_are_found(tmp_path) -> None:
+    touch(tmp_path, "a.nii", "b.nii.gz", "c.nrrd", "d.nhdr", "d.raw", "e.mha", "f.mhd", "f.zraw", "g.hdr", "g.img")
+    touch(tmp_path, "H.NII.GZ", "lonely.hdr", "notes.txt", "a.json", ".hidden.nii", ".git/x.nii", "README")
+    assert [s.case for s in find_scans([tmp_path]).scans] == ["H", "a", "b", "c", "d", "e", "f", "g"]
+
+
+def test_dicom_series_are_found_by_content_and_the_patient_has_no_name(tmp_path) -> None:
+    write_dicom(tmp_path / "x" / "1", brain((9, 8, 3)), series="1.1", patient="Anna^Example", ending="")
+    write_dicom(tmp_path / "x" / "1", brain((9, 8, 4)), series="1.2", patient="Anna^Example", prefix="B", ending=".IMA")
+    write_dicom(tmp_path / "y", brain((9, 8, 3)), series="2.1", patient="Bert", description="T2 tse/ax")
+    touch(tmp_path, "y/README", "y/LICENSE", "z/report.dcm")
+    found = find_scans([tmp_path]).found
+    series = {one.scan.series: one for one in found}
+    assert set(series) == {"1.1", "1.2", "2.1", ""}
+    assert series["1.1"].scan.subject == series["1.2"].scan.subject != series["2.1"].scan.subject
+    assert series["1.1"].subject_from == "dicom" and series["2.1"].modality == "T2w"
+    assert series[""].scan.path == tmp_path / "z" / "report.dcm"
+    text = repr(found)
+    assert "Anna" not in text.replace(str(tmp_path), "") and "Bert" not in text and "Secret" not in text
+    assert len({one.scan.case for one in found}) == 4
+    assert series["1.2"].bytes == sum(path.stat().st_size for path in (tmp_path / "x/1").glob("B*"))
+    assert stamp(series["1.2"].scan) == (series["1.2"].bytes, series["1.2"].modified_ns)
+
+
+def test_links_are_followed_once_and_real_names_win(tmp_path) -> None:
+    touch(tmp_path, "tree/real/a.nii", "elsewhere/b.nii")
+    (tmp_path / "tree" / "again").symlink_to("real")
+    (tmp_path / "tree" / "circle").symlink_to("..")
+    (tmp_path / "tree" / "0.nii").symlink_to("real/a.nii")
+    (tmp_path / "tree" / "annexed.nii").symlink_to("nowhere")
+    found = find_scans([tmp_path / "tree"])
+    assert [scan.path.name for scan in found.scans] == ["a.nii", "annexed.nii", "b.nii"]
+    assert found.scans[0].path == tmp_path / "tree" / "real" / "a.nii"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may list everything")
+def test_folders_that_may_not_be_listed_are_told(tmp_path) -> None:
+    touch(tmp_path, "a.nii", "closed/b.nii")
+    (tmp_path / "closed").chmod(0)
+    found = find_scans([tmp_path])
+    assert [folder.name for folder, _ in found.closed] == ["closed"]
+
+
+def test_names_of_any_kind_become_safe_and_stay_apart(tmp_path) -> None:
+    names = [
+        "Müller.nii",
+        "Case.nii",
+        "case.nii",
+        "a b.nii",
+        "a\nb.nii",
+        "🧠.nii",
+        "日本.nii",
+        f"{'x' * 200}.nii",
+        "..a.nii",
+    ]
+    touch(tmp_path, *names)
+    (tmp_path / os.fsdecode(b"bytes\xff.nii")).touch()
+    cases = [scan.case for scan in find_scans([tmp_path]).scans]
+    assert len(cases) == len({case.lower() for case in cases}) == len(names)  # ..a.nii is hidden
+    assert all(case.isascii() and not case.startswith(".") and len(case) < 140 for case in cases)
+
+
+def test_names_depend_on_the_tree_and_not_on_its_place(tmp_path) -> None:
+    for place in ("one", "two"):
+        touch(tmp_path / place / "data", "p/T1.nii", "q/T1.nii")
+    first, second = (find_scans([tmp_path / place / "data"]).scans for place in ("one", "two"))
+    assert [scan.case for scan in first] == [scan.case for scan in second]
+
+
+def test_known_names_stay_when_scans_are_added(tmp_path) -> None:
+    touch(tmp_path, "p/T1.nii")
+    before = {scan.key: scan.case for scan in find_scans([tmp_path]).scans}
+    touch(tmp_path, "a/T1.nii", "q/t1.nii")
+    after = {scan.key: scan.case for scan in find_scans([tmp_path], known_names=before).scans}
+    assert after.items() >= before.items() and len({case.lower() for case in after.values()}) == 3
+
+
+def test_datasets_are_named_by_the_folder_that_was_searched(tmp_path) -> None:
+    touch(tmp_path, "disk1/adni/a.nii", "disk2/adni/b.nii", "oasis/c.nii")
+    roots = [tmp_path / "disk1" / "adni", tmp_path / "disk2" / "adni", tmp_path / "oasis"]
+    assert dataset_names(roots) == ["disk1-adni", "disk2-adni", "oasis"]
+    assert {scan.dataset for scan in find_scans(roots).scans} == {"disk1-adni", "disk2-adni", "oasis"}
+    assert len(find_scans([tmp_path, roots[0]]).scans) == 3  # searched twice, found once
+
+
+def test_sessions_come_from_bids_the_expression_or_the_second_folder(tmp_path) -> None:
+    touch(tmp_path, "sub-01/ses-b/anat/sub-01_ses-b_T1w.nii", "anna/2020/x.nii", "anna/anat/y.nii", "bert/z.nii")
+    assert {scan.case: scan.session for scan in find_scans([tmp_path]).scans} == {
+        "sub-01_ses-b_T1w": "ses-b",
+        "x": "2020",
+        "y": "",
+        "z": "",
+    }
+    regex = r"^([^/]+)/(?:(?P<session>\w+)/)?"
+    assert {s.case: s.session for s in find_scans([tmp_path], subject_regex=regex).scans}["y"] == "anat"
+
+
+@pytest.mark.parametrize(
+    ("relative", "description", "dicom", "modality"),
+    [
+        ("sub-1/anat/sub-1_T1w.nii.gz", "", "", "T1w"),
+        ("sub-1/anat/sub-1_inplaneT2.nii.gz", "", "", "inplaneT2"),
+        ("anna/t2_flair.nii", "", "", "FLAIR"),
+        ("anna/T2/scan.nii", "", "", "T2w"),
+        ("BraTS_t1ce.nii.gz", "", "", "T1ce"),
+        ("IXI002-Guys-0828-PD.nii.gz", "", "", "PDw"),
+        ("x/MPRAGE.nrrd", "", "", "T1w"),
+        ("export/", "AX T2 FLAIR", "MR", "FLAIR"),
+        ("export/", "", "CT", "CT"),
+        ("export/", "", "PT", "PET"),
+        ("scan.nii", "", "", ""),
+    ],
+)
+def test_modalities(relative, description, dicom, modality) -> None:
+    assert modality_of(relative, description, dicom) == modality
+
+
+def test_voxels_in_another_file_count_for_size_and_time(tmp_path) -> None:
+    write_itk(tmp_path / "a.mhd", brain((9, 8, 7)), np.eye(4), compress=False)
+    found = find_scans([tmp_path]).found[0]
+    assert found.bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+    os.utime(tmp_path / "a.raw", ns=(1, found.modified_ns + 10**9))
+    assert stamp(found.scan) == (found.bytes, found.modified_ns + 10**9)

@@ -16,8 +16,9 @@ from nnssl_mae.errors import UserError
 from nnssl_mae.evaluation.reconstruct import Hiding, choose_hiding, load_network, preprocess_as_trained, reconstruct
 from nnssl_mae.plans import CONFIGURATION
 from nnssl_mae.scans.foreground import foreground_mask
-from nnssl_mae.scans.prepare import preprocess_scan
-from nnssl_mae.scans.preprocess import Preprocessed
+from nnssl_mae.scans.one_case import Target, Task, prepare_case
+from nnssl_mae.scans.preprocess import BeyondStock, Preprocessed
+from nnssl_mae.scans.records import Finished
 from nnssl_mae.scans.storage import open_volume
 from tests.checkpoints.files import tiny_recipe, write_own
 from tests.evaluation.test_preview_scans import write_scan
@@ -34,9 +35,20 @@ def random_volume(shape: tuple[int, int, int]) -> np.ndarray:
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("clip", [None, 90.0])
-def test_volumes_are_those_of_the_preparation(tmp_path: Path, clip: float | None) -> None:
-    checkpoint = checkpoint_of(tmp_path, data={"clip_percentile": clip})
+@pytest.mark.parametrize(
+    "beyond",
+    [
+        BeyondStock(),
+        BeyondStock(clip_high=90.0),
+        BeyondStock(clip_low=20.0, clip_high=90.0),
+        BeyondStock(crop="foreground"),
+    ],
+)
+def test_volumes_are_those_of_the_preparation(tmp_path: Path, beyond: BeyondStock) -> None:
+    checkpoint = checkpoint_of(tmp_path)
+    assert checkpoint.reconstruction is not None
+    said = {"clip_percentile": beyond.clip_high, "clip_low_percentile": beyond.clip_low, "crop": beyond.crop}
+    checkpoint = replace(checkpoint, reconstruction=replace(checkpoint.reconstruction, **said))
     scan = Scan(write_scan(tmp_path / "x.nii.gz", orientation="LPS"), "x", "x")
     data = checkpoint.data
     configuration = {
@@ -50,10 +62,17 @@ def test_volumes_are_those_of_the_preparation(tmp_path: Path, clip: float | None
         "foreground_intensity_properties_per_channel": {"0": {}},
         "configurations": {CONFIGURATION: configuration},
     }
-    row = preprocess_scan(scan, plans, tmp_path, clip)
-    assert not isinstance(row, str)
+    record = prepare_case(Task(scan, "", 0.0), plans, beyond, Target(tmp_path, tmp_path))
+    assert isinstance(record, Finished)
     prepared = open_volume(tmp_path / "x.b2nd")[0].astype(np.float32)
     np.testing.assert_allclose(preprocess_as_trained(scan, checkpoint).volume[0], prepared, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("clip", [None, 90.0])
+def test_the_clip_of_the_recipe_is_known(tmp_path: Path, clip: float | None) -> None:
+    checkpoint = checkpoint_of(tmp_path, data={"clip_percentile": clip})
+    assert checkpoint.reconstruction is not None
+    assert BeyondStock.of(checkpoint.reconstruction) == BeyondStock(clip_high=clip)
 
 
 def test_padding_and_excluded_voxels_do_not_count(tmp_path: Path) -> None:

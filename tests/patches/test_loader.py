@@ -1,3 +1,7 @@
+import multiprocessing
+import os
+import pickle
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -6,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl_mae.patches.dataset import VolumeDataset
+from nnssl_mae.errors import UserError
+from nnssl_mae.patches.index import CaseIndex
 from nnssl_mae.patches.loader import (
     Batch,
     OnePass,
@@ -18,10 +23,8 @@ from nnssl_mae.patches.loader import (
     validation_stream,
 )
 from nnssl_mae.recipes.intensity import AdditiveNoise, IntensityRecipe
-from nnssl_mae.recipes.pretraining import AugmentationRecipe, MaskingRecipe
-from nnssl_mae.scans.cases import read_foreground
-from nnssl_mae.scans.foreground import encode_occupancy
-from nnssl_mae.scans.storage import exclusion_path, write_exclusion, write_volume
+from nnssl_mae.recipes.pretraining import AugmentationRecipe, MaskingRecipe, SamplingRecipe
+from tests.patches.stored import data_folder, store
 
 MASKING = MaskingRecipe(block_size=8, ratio=0.75)
 SETTINGS = PatchSettings(patch_size=(32, 32, 32), grid=(4, 4, 4), masking=MASKING, respect_exclusion=True, seed=7)
@@ -30,36 +33,27 @@ NOISE = IntensityRecipe(additive_noise=AdditiveNoise(probability=1, sigma=(0.1, 
 
 
 @pytest.fixture
-def volumes(prepared: Path) -> VolumeDataset:
-    return VolumeDataset(str(data_folder(prepared)))
+def cases(prepared: Path) -> CaseIndex:
+    return CaseIndex(data_folder(prepared))
 
 
 @pytest.fixture
-def foreground(prepared: Path, volumes: VolumeDataset) -> dict[str, bytes]:
-    return read_foreground(data_folder(prepared), volumes.identifiers)
+def training(cases: CaseIndex) -> TrainingBatches:
+    return TrainingBatches(cases, SETTINGS, AugmentationRecipe(), batch_size=2)
 
 
 @pytest.fixture
-def training(volumes: VolumeDataset) -> TrainingBatches:
-    return TrainingBatches(volumes, SETTINGS, AugmentationRecipe(), batch_size=2)
-
-
-@pytest.fixture
-def stored(tmp_path: Path) -> Callable[..., VolumeDataset]:
+def stored(tmp_path: Path) -> Callable[..., CaseIndex]:
     """Stores volumes (Z, Y, X), named 0, 1, ..., and exclusion masks of some of them."""
 
-    def store(*images: np.ndarray, masks: dict[int, np.ndarray] | None = None) -> VolumeDataset:
-        for index, image in enumerate(images):
-            write_volume(tmp_path / f"{index}.b2nd", image[None].astype(np.float32), (32, 32, 32))
-        for index, mask in (masks or {}).items():
-            write_exclusion(exclusion_path(tmp_path, str(index)), mask[None], (32, 32, 32))
-        return VolumeDataset(str(tmp_path))
+    def stored(*images: np.ndarray, **more: dict[int, np.ndarray]) -> CaseIndex:
+        return store(tmp_path / "volumes", images, **more)
 
-    return store
+    return stored
 
 
-def data_folder(prepared: Path) -> Path:
-    return next(path for path in prepared.iterdir() if path.is_dir())
+FROZEN_CASES = [[10, 3, 4, 1, 7, 5], [6, 11, 10, 5, 2, 3]]
+FROZEN_VISIBLE = [[2, 4, 10, 17], [3, 7, 8, 9], [4, 6, 10, 11], [0, 2, 9, 12], [3, 4, 6, 8], [1, 3, 5, 9]]
 
 
 def settings(respect_exclusion: bool = True, **masking: object) -> PatchSettings:
@@ -82,10 +76,10 @@ def test_batches_have_the_promised_shapes(training: TrainingBatches) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_do_not_depend_on_workers_or_on_where_the_run_started(volumes, foreground, workers: int) -> None:
+def test_batches_do_not_depend_on_workers_or_on_where_the_run_started(cases, workers: int) -> None:
     everything = AugmentationRecipe(elastic_probability=0.5, intensity=NOISE, reversal=True)
     random = settings(ratio=(0.6, 0.9), ratio_drawn_per="sample", region="foreground")
-    training = TrainingBatches(volumes, random, everything, 2, foreground=foreground)
+    training = TrainingBatches(cases, random, everything, 2)
     stream = training_stream(training, first_epoch=1, epochs=3, iterations=2, workers=workers)
     for step in [(1, 0), (1, 1), (2, 0), (2, 1)]:
         batch = next(stream)
@@ -96,8 +90,8 @@ def test_batches_do_not_depend_on_workers_or_on_where_the_run_started(volumes, f
     stream.close()
 
 
-def test_every_step_rank_and_sample_is_another_draw(training, volumes) -> None:
-    other_rank = TrainingBatches(volumes, SETTINGS, AugmentationRecipe(), batch_size=2, rank=1)
+def test_every_step_rank_and_sample_is_another_draw(training, cases) -> None:
+    other_rank = TrainingBatches(cases, SETTINGS, AugmentationRecipe(), batch_size=2, rank=1)
     masks = [
         b["hidden"][i]
         for b in (training[(0, 0)], training[(0, 1)], training[(1, 0)], other_rank[(0, 0)])
@@ -106,10 +100,10 @@ def test_every_step_rank_and_sample_is_another_draw(training, volumes) -> None:
     assert len({mask.numpy().tobytes() for mask in masks}) == 8
 
 
-def test_a_drawn_ratio_is_shared_by_a_step_over_all_processes_or_drawn_by_each_sample(volumes) -> None:
+def test_a_drawn_ratio_is_shared_by_a_step_over_all_processes_or_drawn_by_each_sample(cases) -> None:
     def hidden(drawn_per: str, rank: int, iteration: int) -> list[int]:
         chosen = settings(ratio=(0.3, 0.9), ratio_drawn_per=drawn_per)
-        batches = TrainingBatches(volumes, chosen, STILL, batch_size=3, rank=rank)
+        batches = TrainingBatches(cases, chosen, STILL, batch_size=3, rank=rank)
         return batches[(0, iteration)]["hidden"].sum(dim=(1, 2, 3, 4)).tolist()
 
     steps = [set(hidden("batch", 0, i) + hidden("batch", 1, i)) for i in range(8)]
@@ -118,8 +112,8 @@ def test_a_drawn_ratio_is_shared_by_a_step_over_all_processes_or_drawn_by_each_s
     assert len(set(hidden("sample", 0, 0) + hidden("sample", 1, 0))) > 2
 
 
-def test_a_process_without_validation_cases_gets_no_batches_and_does_not_hang(volumes) -> None:
-    nothing = ValidationBatches(volumes, SETTINGS, {}, [], batch_size=2)
+def test_a_process_without_validation_cases_gets_no_batches_and_does_not_hang(cases) -> None:
+    nothing = ValidationBatches(cases.select([]), SETTINGS, batch_size=2)
     for workers in (0, 1):
         stream = validation_stream(nothing, workers=workers)
         with pytest.raises(StopIteration):
@@ -128,11 +122,9 @@ def test_a_process_without_validation_cases_gets_no_batches_and_does_not_hang(vo
 
 
 @pytest.mark.parametrize("region", ["uniform", "foreground"])
-def test_validation_never_changes_and_a_case_does_not_depend_on_its_neighbours(volumes, foreground, region) -> None:
-    cases = volumes.identifiers
-    ranges = dict.fromkeys(cases, 4.0)
+def test_validation_never_changes_and_a_case_does_not_depend_on_its_neighbours(cases, region) -> None:
     chosen = settings(ratio=(0.3, 0.9), region=region)
-    batches = ValidationBatches(volumes, chosen, ranges, cases, 3, foreground)
+    batches = ValidationBatches(cases, chosen, 3)
     assert len(batches) == 3
     stream = validation_stream(batches, workers=1)
     first_round = [next(stream) for _ in range(3)]
@@ -141,14 +133,14 @@ def test_validation_never_changes_and_a_case_does_not_depend_on_its_neighbours(v
     for one, two in zip(first_round, again, strict=True):
         assert_same(one, two)
         assert ("air" in one) == (region == "foreground")
-    alone = ValidationBatches(volumes, chosen, ranges, [cases[4]], 1, foreground)[0]
+    alone = ValidationBatches(cases.select([cases.name(4)]), chosen, 1)[0]
     assert torch.equal(alone["data"][0], first_round[1]["data"][1])
     assert torch.equal(alone["hidden"][0], first_round[1]["hidden"][1])
     assert len({b["hidden"][0].numpy().tobytes() for b in first_round}) == 3
 
 
-def test_air_is_neither_hidden_nor_counted_in_the_ratio(volumes, foreground) -> None:
-    training = TrainingBatches(volumes, settings(region="foreground"), AugmentationRecipe(), 4, foreground=foreground)
+def test_air_is_neither_hidden_nor_counted_in_the_ratio(cases) -> None:
+    training = TrainingBatches(cases, settings(region="foreground"), AugmentationRecipe(), 4)
     shares = []
     for iteration in range(12):
         batch = training[(0, iteration)]
@@ -159,20 +151,18 @@ def test_air_is_neither_hidden_nor_counted_in_the_ratio(volumes, foreground) -> 
         shares.append((batch["data"] > 0)[air].float().mean().item())
     # The scans are stripped: tissue is above the mean, and there is next to none of it in air.
     assert np.nanmean(shares) < 0.05
-    with pytest.raises(ValueError, match="pass foreground"):
-        TrainingBatches(volumes, settings(region="foreground"), AugmentationRecipe(), 4)
 
 
 def test_a_patch_with_little_foreground_is_drawn_again_ten_times_then_all_blocks_are_alike(stored) -> None:
     head = np.zeros((96, 96, 96), dtype=bool)
     head[:24, :24, :24] = True
-    volumes, content = stored(head.astype(float)), {"0": encode_occupancy(head)}
+    cases = stored(head.astype(float), heads={0: head})
     chosen = settings(region="foreground")
 
     def eligible(batches: TrainingBatches, step: int) -> list[int]:
         return (~batches[(0, step)]["air"]).sum(dim=(1, 2, 3, 4)).tolist()
 
-    training = TrainingBatches(volumes, chosen, STILL, 10, foreground=content)
+    training = TrainingBatches(cases, chosen, STILL, 10)
     counts = np.array([eligible(training, step) for step in range(40)]).ravel()
     fallen_back = counts == 64
     assert counts[~fallen_back].min() >= 8
@@ -186,8 +176,8 @@ def test_a_patch_with_little_foreground_is_drawn_again_ten_times_then_all_blocks
 
 
 def test_padding_is_always_excluded_and_the_key_is_absent_without_any(stored) -> None:
-    volumes = stored(np.ones((40, 40, 20)), np.ones((40, 40, 40)))
-    training = TrainingBatches(volumes, settings(respect_exclusion=False), STILL, batch_size=4)
+    cases = stored(np.ones((40, 40, 20)), np.ones((40, 40, 40)))
+    training = TrainingBatches(cases, settings(respect_exclusion=False), STILL, batch_size=4)
     seen = set()
     for iteration in range(8):
         batch = training[(0, iteration)]
@@ -197,7 +187,7 @@ def test_padding_is_always_excluded_and_the_key_is_absent_without_any(stored) ->
     inside = TrainingBatches(stored(*[np.ones((40, 40, 40))] * 2), SETTINGS, STILL, batch_size=4)
     assert seen == {True}
     assert "excluded" not in inside[(0, 0)]
-    validation = ValidationBatches(stored(np.ones((40, 40, 20))), SETTINGS, {"0": 1.0}, ["0"], 1)[0]
+    validation = ValidationBatches(stored(np.ones((40, 40, 20))), SETTINGS, 1)[0]
     assert torch.equal(validation["excluded"], validation["data"] == 0)
 
 
@@ -205,25 +195,25 @@ def test_exclusion_masks_are_respected_unless_the_recipe_says_otherwise(stored) 
     rng = np.random.default_rng(0)
     mask = rng.random((48, 48, 48)) < 0.3
     image = np.where(mask, -1.0, 1.0)
-    volumes = stored(image, np.ones((48, 48, 48)), masks={0: mask})
-    assert volumes.identifiers == ["0", "1"]
+    cases = stored(image, np.ones((48, 48, 48)), masks={0: mask})
+    assert cases.texts("case") == ["0", "1"]
     augmentation = AugmentationRecipe(rotation_probability=0, scale_probability=0)  # mirrored
-    respecting = TrainingBatches(volumes, SETTINGS, augmentation, batch_size=6)[(0, 0)]
+    respecting = TrainingBatches(cases, SETTINGS, augmentation, batch_size=6)[(0, 0)]
     assert respecting["excluded"].shape == (6, 1, 32, 32, 32)
     assert torch.equal(respecting["excluded"], respecting["data"] == -1)
-    ignoring = TrainingBatches(volumes, settings(respect_exclusion=False), augmentation, batch_size=6)[(0, 0)]
+    ignoring = TrainingBatches(cases, settings(respect_exclusion=False), augmentation, batch_size=6)[(0, 0)]
     assert "excluded" not in ignoring
     assert torch.equal(ignoring["data"], respecting["data"])
-    validation = ValidationBatches(volumes, SETTINGS, {"0": 1.0, "1": 1.0}, ["0", "1"], 2)[0]
+    validation = ValidationBatches(cases, SETTINGS, 2)[0]
     assert torch.equal(validation["excluded"], validation["data"] == -1)
 
 
-def test_reversal_keeps_the_clean_patch_as_target_and_intensities_move_nothing(volumes) -> None:
+def test_reversal_keeps_the_clean_patch_as_target_and_intensities_move_nothing(cases) -> None:
     spatial = AugmentationRecipe(rotation_probability=0.5)
     changed = spatial.model_copy(update={"intensity": NOISE})
     reversed_ = changed.model_copy(update={"reversal": True})
     plain, noisy, with_target = (
-        TrainingBatches(volumes, SETTINGS, recipe, batch_size=4)[(0, 0)] for recipe in (spatial, changed, reversed_)
+        TrainingBatches(cases, SETTINGS, recipe, batch_size=4)[(0, 0)] for recipe in (spatial, changed, reversed_)
     )
     assert "target" not in plain
     assert "target" not in noisy
@@ -231,8 +221,7 @@ def test_reversal_keeps_the_clean_patch_as_target_and_intensities_move_nothing(v
     assert torch.equal(with_target["data"], noisy["data"])
     assert not torch.equal(noisy["data"], plain["data"])
     assert torch.equal(with_target["hidden"], plain["hidden"])
-    validation = ValidationBatches(volumes, SETTINGS, dict.fromkeys(volumes.identifiers, 1.0), volumes.identifiers, 2)
-    assert "target" not in validation[0]
+    assert "target" not in ValidationBatches(cases, SETTINGS, 2)[0]
 
 
 def taken(batches: TrainingBatches, epoch: int, iteration: int) -> list[int]:
@@ -241,9 +230,9 @@ def taken(batches: TrainingBatches, epoch: int, iteration: int) -> list[int]:
 
 
 def test_an_epoch_of_one_pass_takes_every_volume_once_in_an_order_of_its_own(stored) -> None:
-    volumes = stored(*(np.full((32, 32, 32), index + 1) for index in range(8)))
+    cases = stored(*(np.full((32, 32, 32), index + 1) for index in range(8)))
     assert epoch_iterations(8, 3) == 3
-    alone = TrainingBatches(volumes, SETTINGS, STILL, 3, one_pass=OnePass(global_batch=3))
+    alone = TrainingBatches(cases, SETTINGS, STILL, 3, one_pass=OnePass(global_batch=3))
     epochs = [[number for i in range(3) for number in taken(alone, epoch, i)] for epoch in range(4)]
     for epoch in epochs:
         assert sorted(epoch[:8]) == list(range(1, 9))
@@ -253,14 +242,51 @@ def test_an_epoch_of_one_pass_takes_every_volume_once_in_an_order_of_its_own(sto
 
 
 def test_processes_share_a_pass(stored) -> None:
-    volumes = stored(*(np.full((32, 32, 32), index + 1) for index in range(8)))
-    alone = TrainingBatches(volumes, SETTINGS, STILL, 3, one_pass=OnePass(global_batch=3))
-    first = TrainingBatches(volumes, SETTINGS, STILL, 2, rank=0, one_pass=OnePass(3, offset=0))
-    second = TrainingBatches(volumes, SETTINGS, STILL, 1, rank=1, one_pass=OnePass(3, offset=2))
+    cases = stored(*(np.full((32, 32, 32), index + 1) for index in range(8)))
+    alone = TrainingBatches(cases, SETTINGS, STILL, 3, one_pass=OnePass(global_batch=3))
+    first = TrainingBatches(cases, SETTINGS, STILL, 2, rank=0, one_pass=OnePass(3, offset=0))
+    second = TrainingBatches(cases, SETTINGS, STILL, 1, rank=1, one_pass=OnePass(3, offset=2))
     for iteration in range(3):
         assert taken(first, 5, iteration) + taken(second, 5, iteration) == taken(alone, 5, iteration)
 
 
-@pytest.mark.parametrize(("volumes", "batch", "steps"), [(8, 8, 1), (9, 8, 2), (1, 8, 1), (39168, 8, 4896)])
-def test_steps_of_a_pass(volumes: int, batch: int, steps: int) -> None:
-    assert epoch_iterations(volumes, batch) == steps
+@pytest.mark.parametrize(("cases", "batch", "steps"), [(8, 8, 1), (9, 8, 2), (1, 8, 1), (39168, 8, 4896)])
+def test_steps_of_a_pass(cases: int, batch: int, steps: int) -> None:
+    assert epoch_iterations(cases, batch) == steps
+
+
+def test_the_draws_of_runs_of_earlier_versions_stay_as_they_were(stored) -> None:
+    cases = stored(*(np.full((40, 40, 40), index + 1) for index in range(11)))
+    training = TrainingBatches(cases, SETTINGS, STILL, 6)
+    # Written down with version 0.1.0; a run must go on after an update as it would have without.
+    assert [taken(training, 0, 0), taken(training, 3, 17)] == FROZEN_CASES
+    hidden = training[(3, 17)]["hidden"].flatten(1)
+    assert [row.nonzero().ravel().tolist()[:4] for row in ~hidden] == FROZEN_VISIBLE
+
+
+def test_workers_that_are_spawned_give_the_same_batches_from_little_that_is_sent(stored) -> None:
+    cases = stored(*(np.full((32, 32, 32), index + 1) for index in range(8)))
+    training = TrainingBatches(cases, SETTINGS, STILL, 2, sampling=SamplingRecipe(by="subject"))
+    assert len(pickle.dumps(training)) < 16_384  # more would not fit into a pipe
+    earlier = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        stream = training_stream(training, first_epoch=0, epochs=1, iterations=2, workers=1)
+        spawned = [next(stream) for _ in range(2)]
+        stream.close()
+    finally:
+        multiprocessing.set_start_method(earlier, force=True)
+    for iteration, batch in enumerate(spawned):
+        assert_same(batch, training[(0, iteration)])
+
+
+def test_a_worker_that_is_killed_ends_the_run_with_a_sentence(stored) -> None:
+    class Deadly(TrainingBatches):
+        def __getitem__(self, step: tuple[int, int]) -> Batch:
+            os.kill(os.getpid(), signal.SIGKILL)
+            raise AssertionError
+
+    deadly = Deadly(stored(np.ones((32, 32, 32))), SETTINGS, STILL, 1)
+    stream = training_stream(deadly, first_epoch=0, epochs=1, iterations=1, workers=1)
+    with pytest.raises(UserError, match=r"process that loads batches died .*nnUNet_n_proc_DA"):
+        next(stream)

@@ -1,7 +1,11 @@
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from nnssl_mae.errors import UserError
-from nnssl_mae.patches.splits import hold_out_by_subject
+from nnssl_mae.patches.splits import folds_by_subject, hold_out_by_subject, numbered_fold
 
 
 def cohort(subjects: int, scans: int) -> dict[str, str]:
@@ -36,3 +40,82 @@ def test_refused_where_no_training_subject_would_be_left(cases: dict[str, str]) 
         cases = dict(list(cases.items())[:4])
     with pytest.raises(UserError, match="leaves no subject for training"):
         hold_out_by_subject(cases, seed=1)
+
+
+def varied_cohort(subjects: int, seed: int = 0) -> dict[str, str]:
+    """One to nine scans a subject."""
+    scans = np.random.default_rng(seed).integers(1, 10, subjects)
+    return {f"s{s:03d}_{i}": f"s{s:03d}" for s in range(subjects) for i in range(scans[s])}
+
+
+def test_five_folds_hold_out_every_scan_once_whole_subjects_and_about_as_many_each() -> None:
+    cases = varied_cohort(60)
+    folds = folds_by_subject(cases)
+    assert len(folds) == 5
+    assert sorted(case for fold in folds for case in fold["val"]) == sorted(cases)
+    for fold in folds:
+        assert sorted(fold["train"] + fold["val"]) == sorted(cases)
+        assert not {cases[c] for c in fold["train"]} & {cases[c] for c in fold["val"]}
+    sizes = [len(fold["val"]) for fold in folds]
+    assert max(sizes) - min(sizes) <= 1
+    assert folds == folds_by_subject(dict(reversed(cases.items())))
+
+
+def test_folds_need_five_subjects() -> None:
+    with pytest.raises(UserError, match=r"has 4 subjects, too few for 5 folds.*use fold 'all'"):
+        folds_by_subject(cohort(4, 10))
+
+
+def test_the_first_start_writes_the_folds_and_later_ones_read_them(tmp_path: Path) -> None:
+    cases, file = varied_cohort(12), tmp_path / "splits_final.json"
+    not_first = numbered_fold(file, cases, 2, write=False)
+    assert not file.exists()
+    assert numbered_fold(file, cases, 2) == not_first
+    assert json.loads(file.read_text()) == folds_by_subject(cases)
+    swapped = json.loads(file.read_text())[::-1]
+    file.write_text(json.dumps(swapped))
+    assert numbered_fold(file, cases, 0) == swapped[0]
+
+
+def test_a_subject_on_both_sides_is_refused_by_name(tmp_path: Path) -> None:
+    cases, file = cohort(10, 2), tmp_path / "splits_final.json"
+    folds = folds_by_subject(cases)
+    moved = folds[1]["val"].pop()
+    folds[1]["train"].append(moved)
+    file.write_text(json.dumps(folds))
+    assert numbered_fold(file, cases, 0) == folds[0]
+    with pytest.raises(UserError, match=f"Fold 1 of .* puts scans of 1 subjects, such as {cases[moved]}, on both"):
+        numbered_fold(file, cases, 1)
+
+
+def test_a_file_for_other_cases_is_refused(tmp_path: Path) -> None:
+    cases, file = cohort(10, 2), tmp_path / "splits_final.json"
+    numbered_fold(file, cases, 0)
+    with pytest.raises(UserError, match=r"1 cases differ, such as new, which is not in the file; remove the file"):
+        numbered_fold(file, cases | {"new": "new"}, 0)
+    del cases["s00003_1"]
+    with pytest.raises(UserError, match=r"such as s00003_1, which is not in the dataset"):
+        numbered_fold(file, cases, 0)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"train": []}', '[{"train": 3, "val": []}]'])
+def test_a_damaged_file_is_refused(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "splits_final.json"
+    file.write_text(content)
+    with pytest.raises(UserError, match="cannot be read as nnU-Net's splits"):
+        numbered_fold(file, cohort(6, 1), 0)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_fold_that_does_not_exist_is_refused(tmp_path: Path, there: bool) -> None:
+    if there:
+        numbered_fold(tmp_path / "f.json", cohort(6, 1), 0)
+    with pytest.raises(UserError, match=r"[Ff]old 5"):
+        numbered_fold(tmp_path / "f.json", cohort(6, 1), 5)
+
+
+def test_forty_thousand_cases_are_split_in_a_moment(tmp_path: Path) -> None:
+    cases = varied_cohort(8_000)
+    assert len(cases) > 39_000
+    folds = folds_by_subject(cases)
+    assert sum(len(fold["val"]) for fold in folds) == len(cases)

@@ -2,6 +2,7 @@ import json
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
@@ -9,7 +10,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnssl_mae.errors import UserError
 from nnssl_mae.masking import hidden_voxels
+from nnssl_mae.patches import faults
 from nnssl_mae.training.mae_trainer import nnUNetTrainerMAE
+from tests.patches.stored import data_folder
 from tests.training.trainers import assert_same_weights, make_trainer, weights
 
 
@@ -165,11 +168,46 @@ def test_the_reconstruction_does_not_depend_on_hidden_voxels(prepared: Path) -> 
         assert torch.equal(trainer._reconstruct(batch)[0], trainer._reconstruct(changed)[0])
 
 
-def test_numbered_folds_are_nnunets(prepared: Path) -> None:
+def test_numbered_folds_are_in_nnunets_file_and_by_subject(prepared: Path) -> None:
     trainer = make_trainer(nnUNetTrainerMAE, prepared, "nnsslMAEPlans", fold=0)
     training, validation = trainer.do_split()
     assert (len(training), len(validation)) == (6, 2)
-    assert len(json.loads((prepared / "splits_final.json").read_text())) == 5
+    folds = json.loads((prepared / "splits_final.json").read_text())
+    assert len(folds) == 5
+    assert folds[0] == {"train": training, "val": validation}
+    folds[0]["train"].append(folds[0]["val"][0])
+    (prepared / "splits_final.json").write_text(json.dumps(folds))
+    with pytest.raises(UserError, match="puts scans of 1 subjects, such as sub-0"):
+        trainer.do_split()
+
+
+def test_a_run_goes_on_without_volumes_that_were_lost_and_says_so(prepared: Path) -> None:
+    trainer = make_trainer(nnUNetTrainerMAE, prepared, "nnsslMAEPlans")
+    training, validation = trainer.do_split()
+    folder = data_folder(prepared)
+    for case in (training[0], validation[1]):
+        (folder / f"{case}.b2nd").unlink()
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+    for case in (training[0], validation[1]):
+        assert log.count(f"another case stands in for {case}:") == 1
+    assert np.isfinite(trainer.logger.get_value("val_losses", step=None)).all()
+    summary = json.loads(Path(trainer.output_folder, "validation", "summary.json").read_text())
+    assert summary["cases"] == len(validation) - 1
+    assert np.isfinite(summary["val_loss"])
+
+
+def test_a_run_stops_where_too_many_volumes_are_lost(prepared: Path, monkeypatch) -> None:
+    monkeypatch.setattr(faults, "_AT_LEAST", 2)
+    trainer = make_trainer(nnUNetTrainerMAE, prepared, "nnsslMAEPlans")
+    trainer.on_train_start()
+    folder = data_folder(prepared)
+    for path in folder.glob("*.b2nd"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"3 cases could not be read in this run, more than the 2"):
+        for _ in range(9):
+            trainer.train_step(next(trainer.dataloader_train))
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(prepared: Path) -> None:

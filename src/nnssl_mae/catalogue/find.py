@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from nnssl_mae.catalogue.dicom_tags import Slice, patient_hash, read_slice, slices_of_series, study_hash
+from nnssl_mae.catalogue.names import is_data_type, modality_of, safe_name, session_of
+from nnssl_mae.catalogue.walk import DETACHED, ENDINGS, File, Folder, Walk, as_file, ending_of
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import short_hash
+from nnssl_mae.parallel import in_processes
 
-ENDINGS = (".nii.gz", ".nii")
 EXCLUDE_SUFFIX = "_exclude"
 """What the name of an exclusion mask has between the name of its scan and the ending."""
+_LONGEST_NAME = 120
+_FILES_WORTH_PROCESSES = 2000
+_SHOWN = ", ".join(ENDINGS)
+
+Key = tuple[str, str, str]
+"""Path, series and frame: which scan a row is about."""
 
 
 @dataclass(frozen=True)
@@ -37,116 +47,376 @@ class Scan:
     session: str = ""
     """Visit of the subject; empty where it is not known."""
 
+    @property
+    def key(self) -> Key:
+        """What no two scans share."""
+        return (path_text(self.path), self.series, self.frame)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A scan and what finding it told."""
+
+    scan: Scan
+    relative: str
+    """Path below the searched folder, with ``/``: what the name of the scan is judged by."""
+    subject_from: str
+    """``regex``, ``bids``, ``dicom``, ``folder`` or ``file``."""
+    modality: str = ""
+    description: str = ""
+    """Of the DICOM series."""
+    bytes: int = 0
+    modified_ns: int = 0
+
 
 @dataclass(frozen=True)
 class FoundScans:
-    """The scans, sorted by case name, and exclusion masks whose scan does not lie beside them."""
+    """What was found, sorted by case name."""
 
-    scans: list[Scan]
+    found: list[Found]
     lonely_masks: list[Path]
+    """Exclusion masks whose scan does not lie beside them."""
+    closed: list[tuple[Path, str]] = field(default_factory=list)
+    """Folders that could not be listed, and why."""
+
+    @property
+    def scans(self) -> list[Scan]:
+        """The scans alone."""
+        return [one.scan for one in self.found]
 
 
 def find_scans(
-    sources: Sequence[Path], subject_regex: str | None = None, exclude_suffix: str = EXCLUDE_SUFFIX
+    sources: Sequence[Path],
+    subject_regex: str | None = None,
+    exclude_suffix: str = EXCLUDE_SUFFIX,
+    known_names: Mapping[Key, str] | None = None,
+    workers: int = 1,
 ) -> FoundScans:
-    """Lists the NIfTI files in folders (at any depth) and among the given files.
+    """Lists the scans in folders (at any depth) and among the given files.
+
+    Files of volumes are known by their ending (NIfTI, NRRD, MetaImage), DICOM series by what their files say. Names
+    that begin with a dot are passed over.
 
     The subject of a scan is, in this order: the first group of ``subject_regex`` in its path; the BIDS entity
-    ``sub-XXX`` in its path; the first folder below the source, if at least two such folders hold scans; the file
-    name without nnU-Net's channel suffix ``_0000``.
+    ``sub-XXX`` in its path; a hash of DICOM's patient ID; the first folder below the source, if at least two such
+    folders hold scans; the file name without nnU-Net's channel suffix ``_0000``. The session is the group ``session``
+    of the expression; the BIDS entity ``ses-XXX``; a hash of the DICOM study; the second folder below the source where
+    the first is the subject.
 
     A file whose name ends in ``exclude_suffix`` before its ending is no scan, but the exclusion mask of the scan beside
     it that has the rest of the name: ``sub-01_T1w_exclude.nii.gz`` belongs to ``sub-01_T1w.nii.gz``.
+
+    Args:
+        sources: folders and files.
+        subject_regex: expression for the path below the source.
+        exclude_suffix: of exclusion masks.
+        known_names: case names that scans had before; they keep them.
+        workers: processes that look into DICOM files where there are many.
 
     Raises:
         UserError: a source does not exist, holds no scan, or the expression is wrong or does not match.
     """
     _check_suffix(exclude_suffix)
-    scans: dict[Path, Scan] = {}
-    masks: set[Path] = set()
-    for source in sources:
-        paths = _images_below(source)
-        masks_here = [path for path in paths if _without_ending(path).endswith(exclude_suffix)]
-        masks.update(masks_here)
-        for scan in _scans_of(source, sorted(set(paths).difference(masks_here)), _compile(subject_regex)):
-            scans.setdefault(scan.path.resolve(), replace(scan, exclude=_mask_beside(scan.path, exclude_suffix)))
-    if not scans:
+    expression = _compile(subject_regex)
+    walk, found, masks = Walk.begin(), [], _Masks(exclude_suffix)
+    for source, dataset in zip(sources, dataset_names(sources), strict=True):
+        was_visited = source.is_dir() and _identity(source) in walk.seen
+        folders = list(_folders_of(source, walk))
+        if not source.is_dir():
+            masks.single_files |= {(file.path.parent, file.path.name) for file in folders[0].volumes}
+        here = list(_scans_in(folders, dataset, masks, workers))
+        if not here and not was_visited and not masks.any_in(folders):
+            raise UserError(f"{source} holds no scan ({_SHOWN}, or DICOM) at any depth; check the folder")
+        found += _with_subjects(here, expression)
+    if not found:
         raise UserError(
             f"{', '.join(map(str, sources))}: every file is an exclusion mask by its name (it ends in "
             f"{exclude_suffix}); give the scans too, or another --exclude-suffix"
         )
-    lonely = [mask for mask in sorted(masks) if not _has_scan(mask, exclude_suffix)]
-    return FoundScans(sorted(_with_unique_names(list(scans.values())), key=lambda scan: scan.case), lonely)
+    named = with_unique_names([masks.given_to(one) for one in _each_once(found)], known_names or {})
+    return FoundScans(sorted(named, key=lambda one: one.scan.case), masks.lonely(named), walk.closed)
 
 
-def _images_below(source: Path) -> list[Path]:
-    if not source.exists():
-        raise UserError(f"{source} does not exist; give a folder of NIfTI files or single files")
-    if source.is_file() and not source.name.endswith(ENDINGS):
-        raise UserError(f"{source} is not a NIfTI file; its name must end in .nii.gz or .nii")
-    paths = [source] if source.is_file() else [path for path in source.rglob("*") if _is_image(path)]
-    if not paths:
-        raise UserError(f"{source} holds no NIfTI file (.nii.gz or .nii) at any depth; check the folder")
-    return paths
+def stem(path: Path) -> str:
+    """File name without its ending, with characters that nnU-Net's file names cannot hold replaced."""
+    return safe_name(_without_ending(path))
 
 
-def _scans_of(source: Path, paths: Sequence[Path], subject_regex: re.Pattern[str] | None) -> list[Scan]:
-    root = source.parent if source.is_file() else source
-    top_folders = {p.relative_to(root).parts[0] for p in paths if len(p.relative_to(root).parts) > 1}
+def path_text(path: Path) -> str:
+    """A path as it stands in tables."""
+    return text_of(str(path))
+
+
+def text_of(name: str) -> str:
+    """A name with those of its bytes that are no text shown as ``\\udcXX``: neither tables nor screens take them."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def dataset_names(sources: Sequence[Path]) -> list[str]:
+    """The name of each searched folder (of a file: of its folder), with folders above it where names are equal."""
+    folders = [path if path.is_dir() else path.parent for path in (_absolute(s) for s in sources)]
+    depths = dict.fromkeys(folders, 1)
+    while True:
+        names = {folder: _tail(folder, depth) for folder, depth in depths.items()}
+        count = Counter(name.lower() for name in names.values())
+        equal = [f for f, name in names.items() if count[name.lower()] > 1 and depths[f] < len(f.parts)]
+        if not equal:
+            return [names[folder] for folder in folders]
+        for folder in equal:
+            depths[folder] += 1
+
+
+def with_unique_names(found: Sequence[Found], known_names: Mapping[Key, str]) -> list[Found]:
+    """Equal names get a hash of dataset and path; the first keeps no special right, but known names stay.
+
+    So do names that would make the stored volume look like an exclusion mask. The result depends on what is searched,
+    not on where it lies.
+    """
+    known = {one.scan.key: known_names[one.scan.key] for one in found if one.scan.key in known_names}
+    count = Counter(one.scan.case.lower() for one in found if one.scan.key not in known)
+    taken = {name.lower() for name in known_names.values()}
+    named = []
+    for one in found:
+        case = known.get(one.scan.key, one.scan.case)
+        is_free = count[case.lower()] == 1 and case.lower() not in taken and not case.endswith(EXCLUDE_SUFFIX)
+        if one.scan.key not in known and not is_free:
+            identity = [one.scan.dataset, one.relative, one.scan.series, one.scan.frame]
+            case = f"{case}-{short_hash(identity, 8)}"
+        named.append(replace(one, scan=replace(one.scan, case=case)))
+    return named
+
+
+def frames_of(one: Found, frames: Sequence[str]) -> list[Found]:
+    """Scans of some volumes of a 4D image; their names must still be made unique."""
+    words = {"mean": "mean", **{str(n): f"vol{n:03d}" for n in range(1000)}}
     return [
-        Scan(path, stem(path), _subject(path.relative_to(root), subject_regex, len(top_folders) > 1)) for path in paths
+        replace(one, scan=replace(one.scan, frame=frame, case=f"{one.scan.case}-{words.get(frame, f'vol{frame}')}"))
+        for frame in frames
     ]
 
 
-def _is_image(path: Path) -> bool:
-    return path.name.endswith(ENDINGS) and not path.name.startswith(".") and path.is_file()
+@dataclass(frozen=True)
+class _Unnamed:
+    """A scan whose subject is not known yet, because that needs all scans of its source."""
+
+    scan: Scan
+    relative: str
+    first: Slice | None
+    bytes: int
+    modified_ns: int
+
+
+class _Masks:
+    """Exclusion masks by the folder and name of the scan that they belong to."""
+
+    def __init__(self, suffix: str) -> None:
+        self._suffix = suffix
+        self._masks: dict[tuple[Path, str], list[Path]] = defaultdict(list)
+        self.single_files: set[tuple[Path, str]] = set()
+
+    def holds(self, path: Path) -> bool:
+        """Whether a file is a mask by its name; then it is remembered."""
+        name = _without_ending(path)
+        if not name.endswith(self._suffix):
+            return False
+        self._masks[path.parent, name.removesuffix(self._suffix)].append(path)
+        return True
+
+    def any_in(self, folders: Iterable[Folder]) -> bool:
+        return any(_without_ending(f.path).endswith(self._suffix) for folder in folders for f in folder.volumes)
+
+    def given_to(self, one: Found) -> Found:
+        if one.scan.series:
+            return one
+        scan = one.scan
+        masks = self._masks.get((scan.path.parent, _without_ending(scan.path)), [])
+        mask = min(masks, key=_order_of_ending, default=None) or self._beside(scan)
+        if mask is None:
+            return one
+        newest = max(one.modified_ns, as_file(mask, mask.name).modified_ns)
+        return replace(one, scan=replace(scan, exclude=mask), modified_ns=newest)
+
+    def lonely(self, found: Iterable[Found]) -> list[Path]:
+        scans = {(one.scan.path.parent, _without_ending(one.scan.path)) for one in found if not one.scan.series}
+        return sorted(
+            mask
+            for (folder, name), masks in self._masks.items()
+            for mask in masks
+            if (folder, name) not in scans and not any((folder / f"{name}{e}").is_file() for e in ENDINGS)
+        )
+
+    def _beside(self, scan: Scan) -> Path | None:
+        """The mask of a scan that was given as a single file; in folders all masks were met."""
+        if (scan.path.parent, scan.path.name) not in self.single_files:
+            return None
+        names = (f"{_without_ending(scan.path)}{self._suffix}{ending}" for ending in ENDINGS)
+        return next((path for name in names if (path := scan.path.with_name(name)).is_file()), None)
+
+
+def _folders_of(source: Path, walk: Walk) -> Iterator[Folder]:
+    if not os.path.lexists(source):
+        raise UserError(f"{source} does not exist; give a folder of scans or single files")
+    if source.is_dir():
+        yield from walk.folders(_absolute(source))
+        return
+    if not ending_of(source.name):
+        raise UserError(f"{source} is no file of a scan; its name must end in {_SHOWN}; for DICOM give the folder")
+    path = _absolute(source)
+    yield Folder(path.parent, "", (_single_file(path),), ())
+
+
+def _single_file(path: Path) -> File:
+    return as_file(path, path.name, [beside.name for beside in path.parent.iterdir()])
+
+
+def stamp(scan: Scan) -> tuple[int, int]:
+    """Bytes and time of the newest change of a scan's files now; (0, 0) if they are gone."""
+    if scan.series:
+        slices = slices_of_series(scan.path, scan.series)
+        return sum(one.bytes for one in slices), max((one.modified_ns for one in slices), default=0)
+    file = _single_file(scan.path) if ending_of(scan.path.name).lower() in DETACHED else as_file(scan.path, "")
+    mask = as_file(scan.exclude, "").modified_ns if scan.exclude else 0
+    return file.bytes, max(file.modified_ns, mask) if file.modified_ns else 0
+
+
+def _absolute(path: Path) -> Path:
+    """Links stay: what they lead to may have other names on other machines of a cluster."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return (status.st_dev, status.st_ino)
+
+
+def _scans_in(folders: Sequence[Folder], dataset: str, masks: _Masks, workers: int) -> Iterator[_Unnamed]:
+    for folder in folders:
+        for file in folder.volumes:
+            if not masks.holds(file.path):
+                scan = Scan(file.path, stem(file.path), "", dataset=dataset)
+                yield _Unnamed(scan, file.relative, None, file.bytes, file.modified_ns)
+    for folder, slices in _dicom_slices([folder for folder in folders if folder.maybe_dicom], workers):
+        yield from _series_in(folder, slices, dataset)
+
+
+def _dicom_slices(folders: Sequence[Folder], workers: int) -> Iterator[tuple[Folder, list[Slice]]]:
+    if sum(len(folder.maybe_dicom) for folder in folders) < _FILES_WORTH_PROCESSES:
+        yield from ((folder, slices_in(folder)) for folder in folders)
+        return
+    for outcome in in_processes(slices_in, folders, workers):
+        yield outcome.item, outcome.result or []
+
+
+def slices_in(folder: Folder) -> list[Slice]:
+    """The DICOM images of a folder; files that are called so and are none come without a series."""
+    slices = (read_slice(file.path) for file in folder.maybe_dicom)
+    return [one for one in slices if (one.series and one.is_image) or (not one.tags and _is_called_dicom(one.path))]
+
+
+def _is_called_dicom(path: Path) -> bool:
+    return path.suffix.lower() in (".dcm", ".ima", ".dicom")
+
+
+def _series_in(folder: Folder, slices: Sequence[Slice], dataset: str) -> Iterator[_Unnamed]:
+    series: dict[str, list[Slice]] = defaultdict(list)
+    for one in slices:
+        if one.series:
+            series[one.series].append(one)
+        else:
+            scan = Scan(one.path, safe_name(one.path.stem), "", dataset=dataset)
+            yield _Unnamed(scan, f"{folder.relative}{one.path.name}", None, one.bytes, one.modified_ns)
+    for uid, files in sorted(series.items()):
+        first, size = files[0], sum(file.bytes for file in files)
+        newest = max(file.modified_ns for file in files)
+        yield _Unnamed(Scan(folder.path, "", "", series=uid, dataset=dataset), folder.relative, first, size, newest)
+
+
+def _with_subjects(scans: Sequence[_Unnamed], expression: re.Pattern[str] | None) -> list[Found]:
+    folders_are_subjects = len({one.relative.split("/")[0] for one in scans if "/" in one.relative}) > 1
+    found = []
+    for one in scans:
+        subject, said_by, session = map(text_of, _subject(one, expression, folders_are_subjects))
+        description = one.first.tags.get("description", "") if one.first else ""
+        modality = modality_of(one.relative, description, one.first.tags.get("modality", "") if one.first else "")
+        case = one.scan.case or _series_name(subject, description or modality, one.scan.series)
+        scan = replace(one.scan, case=_shortened(case, one), subject=subject, session=session)
+        found.append(Found(scan, one.relative, said_by, modality, description, one.bytes, one.modified_ns))
+    return found
+
+
+def _subject(one: _Unnamed, expression: re.Pattern[str] | None, folders_are_subjects: bool) -> tuple[str, str, str]:
+    """Subject, how it is known, and session."""
+    session = session_of(one.relative) or (study_hash(one.first) if one.first else "")
+    if expression is not None:
+        match = expression.search(one.relative)
+        if match is None or not match.groups() or not match.group(1):
+            raise UserError(
+                f"--subject-regex '{expression.pattern}' finds no group in '{text_of(one.relative)}'; "
+                "it needs one pair of brackets that matches in every path"
+            )
+        return match.group(1), "regex", match.groupdict().get("session") or session
+    if bids := re.search(r"(?:^|[/_])(sub-[A-Za-z0-9]+)", one.relative):
+        return bids.group(1), "bids", session
+    if one.first is not None and (patient := patient_hash(one.first)):
+        return patient, "dicom", session
+    parts = one.relative.rstrip("/").split("/")
+    is_series = one.first is not None
+    if folders_are_subjects and (len(parts) > 1 or is_series):
+        visit = parts[1] if len(parts) > (1 if is_series else 2) and not is_data_type(parts[1]) else ""
+        return parts[0], "folder", session or visit
+    name = parts[-1] or one.scan.dataset if is_series else stem(one.scan.path)
+    return re.sub(r"_\d{4}$", "", name), "file", session
+
+
+def _series_name(subject: str, description: str, series: str) -> str:
+    words = [safe_name(subject), safe_name(description)[:40] if description else "", short_hash(series, 8)]
+    return "_".join(word for word in words if word)
+
+
+def _shortened(case: str, one: _Unnamed) -> str:
+    """File systems allow 255 bytes, and the longest names around a case take some 100 of them."""
+    if len(case) <= _LONGEST_NAME:
+        return case
+    return f"{case[:_LONGEST_NAME]}-{short_hash([one.scan.dataset, one.relative, one.scan.series], 8)}"
+
+
+def _each_once(found: Sequence[Found]) -> list[Found]:
+    """A file that is given twice, or has links to it, counts once, by its own name where that was found."""
+    by_target: dict[tuple[Path, str], Found] = {}
+    real_folders: dict[Path, Path] = {}
+    for one in sorted(found, key=lambda one: one.scan.path.is_symlink()):
+        path = one.scan.path
+        if path.is_symlink():
+            target = Path(os.path.realpath(path))  # unlike resolve(), it takes loops
+        else:
+            if path.parent not in real_folders:
+                real_folders[path.parent] = Path(os.path.realpath(path.parent))
+            target = real_folders[path.parent] / path.name
+        by_target.setdefault((target, one.scan.series), one)
+    return list(by_target.values())
 
 
 def _check_suffix(suffix: str) -> None:
-    if not re.fullmatch(r"[^/\\]+", suffix) or suffix.endswith(ENDINGS):
+    if not re.fullmatch(r"[^/\\]+", suffix) or ending_of(suffix):
         raise UserError(
             f"--exclude-suffix '{suffix}' is not possible; give what the name of a mask has between the name of its "
             "scan and the ending, such as _exclude"
         )
 
 
-def _mask_beside(scan: Path, suffix: str) -> Path | None:
-    """The exclusion mask of a scan, whichever ending it has."""
-    names = [f"{_without_ending(scan)}{suffix}{ending}" for ending in ENDINGS]
-    return next((path for name in names if (path := scan.with_name(name)).is_file()), None)
-
-
-def _has_scan(mask: Path, suffix: str) -> bool:
-    name = _without_ending(mask).removesuffix(suffix)
-    return any(mask.with_name(f"{name}{ending}").is_file() for ending in ENDINGS)
+def _order_of_ending(path: Path) -> int:
+    return ENDINGS.index(ending_of(path.name).lower())
 
 
 def _without_ending(path: Path) -> str:
     name = path.name
-    for ending in ENDINGS:
-        name = name.removesuffix(ending)
+    while ending := ending_of(name):
+        name = name[: -len(ending)]
     return name
 
 
-def stem(path: Path) -> str:
-    """File name without its ending, with characters that nnU-Net's file names cannot hold replaced."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", _without_ending(path))
-
-
-def _subject(relative: Path, subject_regex: re.Pattern[str] | None, folders_are_subjects: bool) -> str:
-    if subject_regex is not None:
-        match = subject_regex.search(relative.as_posix())
-        if match is None or not match.groups():
-            raise UserError(
-                f"--subject-regex '{subject_regex.pattern}' finds no group in '{relative.as_posix()}'; "
-                "it needs one pair of brackets that matches in every path"
-            )
-        return match.group(1)
-    if bids := re.search(r"(?:^|[/_])(sub-[A-Za-z0-9]+)", relative.as_posix()):
-        return bids.group(1)
-    if folders_are_subjects and len(relative.parts) > 1:
-        return relative.parts[0]
-    return re.sub(r"_\d{4}$", "", stem(relative))
+def _tail(folder: Path, depth: int) -> str:
+    return safe_name("-".join(part.strip("/\\") for part in folder.parts[-depth:])) or "root"
 
 
 def _compile(expression: str | None) -> re.Pattern[str] | None:
@@ -154,17 +424,3 @@ def _compile(expression: str | None) -> re.Pattern[str] | None:
         return None if expression is None else re.compile(expression)
     except re.error as error:
         raise UserError(f"--subject-regex '{expression}' is not a regular expression: {error}") from error
-
-
-def _with_unique_names(scans: list[Scan]) -> list[Scan]:
-    """Equal file names in different folders get their folder's hash; the first keeps no special right.
-
-    So do names that would make the stored volume look like an exclusion mask.
-    """
-    count = Counter(scan.case.lower() for scan in scans)
-    return [
-        scan
-        if count[scan.case.lower()] == 1 and not scan.case.endswith(EXCLUDE_SUFFIX)
-        else replace(scan, case=f"{scan.case}-{short_hash(str(scan.path.resolve()), 8)}")
-        for scan in scans
-    ]

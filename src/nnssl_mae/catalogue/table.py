@@ -77,7 +77,18 @@ class ScanRow:
     nonzero: float = float("nan")
     """Share of voxels that are not zero."""
     distinct: int = 0
-    """How many different values were seen, counted up to a limit."""
+    """How many different values there are; of numbers that are not whole, in a sample."""
+    whole_numbers: bool = False
+    """Whether every voxel is a whole number."""
+    flat: float = float("nan")
+    """Share of equal values among neighbours, background left out: high in label maps. Only where ``distinct`` is
+    small."""
+    relative: str = ""
+    """Path below the searched folder: what the scan is judged by where its name counts."""
+    description: str = ""
+    """Of the DICOM series."""
+    image_type: str = ""
+    """DICOM's ImageType."""
     exclude_mask: str = ""
     """Its exclusion mask; empty if there is none."""
     bytes: int = 0
@@ -161,7 +172,8 @@ def read_catalogue(path: Path) -> Catalogue:
         version = settings.pop("schema")
     except Exception as error:  # pyarrow's own error types, KeyError for a foreign table; the text goes to the user
         raise UserError(
-            f"{file} cannot be read as a catalogue ({type(error).__name__}: {error}); make it again with `nnssl-mae scan`"
+            f"{file} cannot be read as a catalogue ({type(error).__name__}: {error}); make it again with "
+            "`nnssl-mae scan`"
         ) from error
     if version != SCHEMA or set(COLUMNS) - set(table.column_names):
         raise UserError(f"{file} was written by another version of nnssl_mae; make it again with `nnssl-mae scan`")

@@ -35,6 +35,7 @@ from nnssl_mae.evaluation.reconstruct import (
     reconstruction_info,
 )
 from nnssl_mae.scans.measure import measure_scan
+from nnssl_mae.scans.preprocess import BeyondStock, orientation_of
 
 _FILES = ("preview.png", "input.nii.gz", "hidden_input.nii.gz", "reconstruction.nii.gz", "combined.nii.gz")
 
@@ -67,6 +68,7 @@ def preview(
     hiding = choose_hiding(checkpoint, path, ratio, seed, block_size)
     where = _device(device)
     found = find_scans(sources)
+    _check_formats(found.scans)
     _check_outputs(found.scans, out)
     _check_scans(found.scans, checkpoint, path)
     network = load_network(checkpoint, path).to(where)
@@ -120,6 +122,15 @@ def _device(name: str | None) -> torch.device:
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
+def _check_formats(scans: Sequence[Scan]) -> None:
+    """Pictures are written onto the grid of the scan as NIfTI, so only that is read."""
+    others = [scan for scan in scans if scan.series or not scan.path.name.lower().endswith((".nii", ".nii.gz"))]
+    if others:
+        what = "a DICOM series" if others[0].series else "no NIfTI file"
+        more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
+        raise UserError(f"{others[0].path} is {what}{more}; preview reads .nii and .nii.gz: convert it or leave it out")
+
+
 def _check_outputs(scans: Sequence[Scan], out: Path) -> None:
     """Refuses outputs that would replace a scan or each other."""
     given = {scan.path.resolve() for scan in scans}
@@ -137,9 +148,9 @@ def _check_outputs(scans: Sequence[Scan], out: Path) -> None:
 
 def _check_scans(scans: Sequence[Scan], checkpoint: Checkpoint, path: Path) -> None:
     """Looks at every scan, so that a bad one stops all before anything is written."""
-    reader = str(checkpoint.plans["image_reader_writer"])
-    clip = reconstruction_info(checkpoint, path).clip_percentile
-    found = [measure_scan(scan, reader, intensity_samples=1, clip_percentile=clip) for scan in scans]
+    orientation = orientation_of(str(checkpoint.plans["image_reader_writer"]))
+    beyond_stock = BeyondStock.of(reconstruction_info(checkpoint, path))
+    found = [measure_scan(scan, orientation, intensity_samples=1, beyond_stock=beyond_stock) for scan in scans]
     problems = [f"{scan.path} {scan.problem}" for scan in found if scan.problem]
     if problems:
         more = f" (and {len(problems) - 1} more of the {len(scans)} scans)" if len(problems) > 1 else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -12,13 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from nnssl_mae.errors import ResumableError
 from nnssl_mae.masking import eligible_blocks, enough_to_hide, sample_hidden, sample_ratio
 from nnssl_mae.patches.augmentation import NO_AUGMENTATION, PatchDraw, SpatialAugmentation
-from nnssl_mae.patches.dataset import VolumeDataset
+from nnssl_mae.patches.dataset import DamagedCase, foreground_cells, open_case, open_exclusion
+from nnssl_mae.patches.index import CaseIndex
 from nnssl_mae.patches.intensity import IntensityAugmentation
 from nnssl_mae.patches.randomness import batch_rng, epoch_order, training_rng, validation_rng
-from nnssl_mae.recipes.pretraining import AugmentationRecipe, MaskingRecipe
-from nnssl_mae.scans.foreground import decode_occupancy
+from nnssl_mae.patches.sampling import make_sampling
+from nnssl_mae.recipes.pretraining import AugmentationRecipe, MaskingRecipe, SamplingRecipe
 
 Batch = dict[str, Any]
 """What a network is trained on; B patches of (Z, Y, X) voxels in (d, h, w) blocks. Not every key is always there.
@@ -30,9 +32,15 @@ Batch = dict[str, Any]
 ``excluded``: bool (B, 1, Z, Y, X), True = never counts in the loss (padding, exclusion masks); if there is any.
 ``step``: (epoch, iteration), in training.
 ``cases``, ``data_range``: names and (B,) ranges of the volumes, in validation.
+``replaced``: (name, problem) of each case that could not be read, if there is any. In training another case stands in
+for it; in validation, or if many in a row cannot be read, a patch of zeros of which nothing counts.
 """
 
 _REDRAWS = 10  # of a patch with little head or body
+_STAND_INS = 10  # tried for a case that cannot be read
+
+Fault = tuple[str, str]
+"""Name and problem of a case that could not be read."""
 
 
 @dataclass(frozen=True)
@@ -67,30 +75,38 @@ class TrainingBatches(Dataset[Batch]):
 
     def __init__(
         self,
-        volumes: VolumeDataset,
+        cases: CaseIndex,
         settings: PatchSettings,
         augmentation: AugmentationRecipe,
         batch_size: int,
         rank: int = 0,
-        foreground: Mapping[str, bytes] | None = None,
+        sampling: SamplingRecipe | None = None,
         one_pass: OnePass | None = None,
     ) -> None:
         """
         Args:
-            volumes: to draw from, with replacement.
+            cases: to draw from, with replacement.
             settings: of the patches.
             augmentation: spatial and intensity.
             batch_size: patches of this process.
             rank: of this process.
-            foreground: of :func:`nnssl_mae.scans.cases.read_foreground`; needed to hide foreground only.
+            sampling: how cases are drawn; all with the same chance if not given.
             one_pass: draws every volume once an epoch instead.
+
+        Raises:
+            UserError: ``sampling`` does not fit the cases.
         """
-        self.volumes, self.settings = volumes, settings
+        self._arguments = (cases, settings, augmentation, batch_size, rank, sampling, one_pass)
+        self.cases, self.settings = cases, settings
         self.batch_size, self.rank, self.one_pass = batch_size, rank, one_pass
-        spatial = SpatialAugmentation(augmentation, settings.patch_size)
-        self._patches = _Patches(volumes, settings, spatial, foreground)
+        self._sampling = make_sampling(sampling or SamplingRecipe(), cases)
+        self._patches = _Patches(cases, settings, SpatialAugmentation(augmentation, settings.patch_size))
         self._intensity = IntensityAugmentation(augmentation.intensity) if augmentation.intensity.active else None
         self._reversal = augmentation.reversal
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Made again in a worker process: what follows from the table must not pass through a pipe.
+        return TrainingBatches, self._arguments
 
     def __getitem__(self, step: tuple[int, int]) -> Batch:
         epoch, iteration = step
@@ -98,98 +114,118 @@ class TrainingBatches(Dataset[Batch]):
         ratio = None
         if masking.ratio_drawn_per == "batch":
             ratio = sample_ratio(masking.ratio, batch_rng(self.settings.seed, epoch, iteration))
-        samples = []
-        for sample in range(self.batch_size):
-            rng = training_rng(self.settings.seed, epoch, iteration, self.rank, sample)
-            index = rng.integers(len(self.volumes.identifiers)) if order is None else order[sample]
-            patch = self._patches.draw(self.volumes.identifiers[index], rng, ratio)
-            samples.append(self._with_changed_intensities(patch, rng))
-        return {"step": step, **_stacked(samples)}
+        replaced: list[Fault] = []
+
+        def samples() -> Iterator[Batch]:
+            for sample in range(self.batch_size):
+                rng = training_rng(self.settings.seed, epoch, iteration, self.rank, sample)
+                position = self._sampling.draw(rng) if order is None else int(order[sample])
+                yield self._sample(position, rng, ratio, replaced)
+
+        return {"step": step, **_stacked(samples(), self.batch_size), **_noted(replaced)}
 
     def _order(self, epoch: int, iteration: int) -> NDArray[np.int64] | None:
         """Which volumes this process takes in a step, if every volume is taken once an epoch."""
         if self.one_pass is None:
             return None
-        n_volumes = len(self.volumes.identifiers)
         first = iteration * self.one_pass.global_batch + self.one_pass.offset
-        places = np.arange(first, first + self.batch_size) % n_volumes
-        return epoch_order(self.settings.seed, epoch, n_volumes)[places]
+        places = np.arange(first, first + self.batch_size) % len(self.cases)
+        return epoch_order(self.settings.seed, epoch, len(self.cases))[places]
+
+    def _sample(self, position: int, rng: np.random.Generator, ratio: float | None, replaced: list[Fault]) -> Batch:
+        """A patch of the case, or of the next one drawn that can be read; what cannot joins ``replaced``."""
+        for _ in range(1 + _STAND_INS):
+            try:
+                return self._with_changed_intensities(self._patches.draw(position, rng, ratio), rng)
+            except DamagedCase as damage:
+                replaced.append((self.cases.name(position), str(damage)))
+            position = self._sampling.draw(rng)
+        nothing = self._patches.nothing(rng, ratio)
+        return {**nothing, **({"target": nothing["data"]} if self._reversal else {})}
 
     def _with_changed_intensities(self, patch: Batch, rng: np.random.Generator) -> Batch:
         # The last draw of a sample, so that position and mask do not depend on this part of the recipe.
         if self._intensity is None:
             return patch
-        shown, clean = self._intensity.augment(patch["data"], rng)
+        shown, clean = self._intensity.augment(patch["data"].float(), rng)
         return {**patch, "data": shown, **({"target": clean} if self._reversal else {})}
 
 
 class ValidationBatches(Dataset[Batch]):
     """Held-out cases, each with one crop and one mask that never change, see :data:`Batch`."""
 
-    def __init__(
-        self,
-        volumes: VolumeDataset,
-        settings: PatchSettings,
-        data_range: Mapping[str, float],
-        cases: Sequence[str],
-        batch_size: int,
-        foreground: Mapping[str, bytes] | None = None,
-    ) -> None:
-        self.settings, self.data_range = settings, data_range
-        self.batches = [list(cases[start : start + batch_size]) for start in range(0, len(cases), batch_size)]
-        spatial = SpatialAugmentation(NO_AUGMENTATION, settings.patch_size)
-        self._patches = _Patches(volumes, settings, spatial, foreground)
+    def __init__(self, cases: CaseIndex, settings: PatchSettings, batch_size: int) -> None:
+        self.cases, self.settings, self.batch_size = cases, settings, batch_size
+        self._patches = _Patches(cases, settings, SpatialAugmentation(NO_AUGMENTATION, settings.patch_size))
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return -(-len(self.cases) // self.batch_size)
 
     def __getitem__(self, index: int) -> Batch:
-        cases = self.batches[index]
-        samples = [self._patches.draw(case, validation_rng(self.settings.seed, case)) for case in cases]
-        ranges = torch.tensor([self.data_range[case] for case in cases], dtype=torch.float32)
-        return {"cases": cases, "data_range": ranges, **_stacked(samples)}
+        first = index * self.batch_size
+        positions = range(first, min(first + self.batch_size, len(self.cases)))
+        replaced: list[Fault] = []
+        samples = (self._sample(position, replaced) for position in positions)
+        names = [self.cases.name(position) for position in positions]
+        ranges = torch.tensor([self.cases.data_range(position) for position in positions], dtype=torch.float32)
+        return {"cases": names, "data_range": ranges, **_stacked(samples, len(positions)), **_noted(replaced)}
+
+    def _sample(self, position: int, replaced: list[Fault]) -> Batch:
+        name = self.cases.name(position)
+        try:
+            return self._patches.draw(position, validation_rng(self.settings.seed, name))
+        except DamagedCase as damage:
+            replaced.append((name, str(damage)))
+        return self._patches.nothing(validation_rng(self.settings.seed, name))
 
 
 class _Patches:
     """Draws position, transforms and mask of one patch, and only then reads its voxels."""
 
-    def __init__(
-        self,
-        volumes: VolumeDataset,
-        settings: PatchSettings,
-        augmentation: SpatialAugmentation,
-        foreground: Mapping[str, bytes] | None,
-    ) -> None:
-        if settings.masking.region == "foreground" and foreground is None:
-            raise ValueError("hiding foreground only needs to know where it is: pass foreground")
-        self.volumes, self.settings, self.augmentation = volumes, settings, augmentation
-        self.foreground = foreground if settings.masking.region == "foreground" else None
+    def __init__(self, cases: CaseIndex, settings: PatchSettings, augmentation: SpatialAugmentation) -> None:
+        self.cases, self.settings, self.augmentation = cases, settings, augmentation
+        self._leaves_out_air = settings.masking.region == "foreground"
 
-    def draw(self, case: str, rng: np.random.Generator, ratio: float | None = None) -> Batch:
-        """One sample of a batch, without the batch axis; draws its own ratio where none is given."""
-        volume, *_ = self.volumes.load_case(case)
-        shape = volume.shape[1:]
-        draw, eligible = self._position(case, shape, rng)
-        if ratio is None:
-            ratio = sample_ratio(self.settings.masking.ratio, rng)
-        hidden = sample_hidden(self.settings.grid, ratio, rng, eligible)
-        patch = {"data": self.augmentation.apply(volume, draw), "hidden": hidden}
-        if self.foreground is not None:
-            patch["air"] = torch.zeros_like(hidden) if eligible is None else torch.from_numpy(~eligible)[None]
-        mask = self.volumes.load_exclusion(case) if self.settings.respect_exclusion else None
+    def draw(self, position: int, rng: np.random.Generator, ratio: float | None = None) -> Batch:
+        """One sample of a batch, without the batch axis; draws its own ratio where none is given.
+
+        Raises:
+            DamagedCase: the case cannot be read.
+        """
+        shape = self.cases.shape(position)
+        draw, eligible = self._place(position, shape, rng)
+        hidden = self._hidden(rng, ratio, eligible)
+        patch = {"data": self.augmentation.apply_stored(open_case(self.cases, position), draw), **hidden}
+        mask = open_exclusion(self.cases, position) if self.settings.respect_exclusion else None
         excluded = self.augmentation.excluded(shape, mask, draw)
         return patch if excluded is None else {**patch, "excluded": excluded}
 
-    def _position(
-        self, case: str, shape: Sequence[int], rng: np.random.Generator
+    def nothing(self, rng: np.random.Generator, ratio: float | None = None) -> Batch:
+        """What stands in for a sample that cannot be had: zeros, of which no voxel counts."""
+        data = torch.zeros((1, *self.settings.patch_size))
+        return {"data": data, **self._hidden(rng, ratio), "excluded": torch.ones(data.shape, dtype=torch.bool)}
+
+    def _hidden(
+        self, rng: np.random.Generator, ratio: float | None, eligible: NDArray[np.bool_] | None = None
+    ) -> Batch:
+        if ratio is None:
+            ratio = sample_ratio(self.settings.masking.ratio, rng)
+        hidden = sample_hidden(self.settings.grid, ratio, rng, eligible)
+        if not self._leaves_out_air:
+            return {"hidden": hidden}
+        air = torch.zeros_like(hidden) if eligible is None else torch.from_numpy(~eligible)[None]
+        return {"hidden": hidden, "air": air}
+
+    def _place(
+        self, position: int, shape: Sequence[int], rng: np.random.Generator
     ) -> tuple[PatchDraw, NDArray[np.bool_] | None]:
         """A draw with enough head or body in it and the blocks (d, h, w) that may be hidden; None means all.
 
         A patch with little of it is drawn again, at most ten times; then all its blocks are alike.
         """
-        if self.foreground is None:
+        if not self._leaves_out_air:
             return self.augmentation.sample(shape, rng), None
-        cells = decode_occupancy(self.foreground[case], shape)
+        cells = foreground_cells(self.cases, position)
         for _ in range(1 + _REDRAWS):
             draw = self.augmentation.sample(shape, rng)
             eligible = eligible_blocks(self.augmentation.block_foreground(cells, shape, self.settings.grid, draw))
@@ -198,12 +234,28 @@ class _Patches:
         return draw, None
 
 
-def _stacked(samples: Sequence[Batch]) -> Batch:
-    """A batch of samples. ``excluded`` stands in it if one sample has it; the others then exclude nothing."""
-    if any("excluded" in sample for sample in samples):
-        nothing = torch.zeros((1, *samples[0]["data"].shape[1:]), dtype=torch.bool)
-        samples = [{"excluded": nothing, **sample} for sample in samples]
-    return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+def _noted(replaced: list[Fault]) -> Batch:
+    return {"replaced": replaced} if replaced else {}
+
+
+def _stacked(samples: Iterator[Batch], count: int) -> Batch:
+    """A batch of ``count`` samples, each moved into it, as float32, before the next one is made.
+
+    ``excluded`` stands in it if one sample has it; the others then exclude nothing.
+    """
+    parts: list[Batch] = []
+    data = torch.empty(0)
+    for place, sample in enumerate(samples):
+        patch = sample.pop("data")
+        if not parts:
+            # numpy asks the system for large pages: getting the memory of a batch costs a fifth of torch's time.
+            data = torch.from_numpy(np.empty((count, *patch.shape), dtype=np.float32))
+        data[place].copy_(patch)
+        parts.append(sample)
+    if any("excluded" in part for part in parts):
+        nothing = torch.zeros((1, *data.shape[2:]), dtype=torch.bool)
+        parts = [{"excluded": nothing, **part} for part in parts]
+    return {"data": data, **{key: torch.stack([part[key] for part in parts]) for key in parts[0]}}
 
 
 class BatchStream:
@@ -218,7 +270,15 @@ class BatchStream:
     def __next__(self) -> Batch:
         if self._iterator is None:
             raise RuntimeError("the batch stream was closed")
-        return next(self._iterator)
+        try:
+            return next(self._iterator)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise ResumableError(
+                f"A process that loads batches died ({error}), most likely because memory or shared memory (/dev/shm) "
+                "ran out: set nnUNet_n_proc_DA to a smaller number and continue with --c"
+            ) from error
 
     def __iter__(self) -> BatchStream:
         return self

@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
 from nnssl_mae.errors import UserError
+from nnssl_mae.files import write_json
+from nnssl_mae.patches.index import CaseIndex
 
 _SHARE, _AT_LEAST, _AT_MOST = 0.01, 5, 1000
+_FOLDS, _SEED = 5, 12345  # as nnU-Net's cross-validation
+
+Split = dict[str, list[str]]
+"""``train`` and ``val``: cases of one fold, as in nnU-Net's ``splits_final.json``."""
+
+
+def split_cases(
+    index: CaseIndex, fold: int | str, seed: int, folds_file: Path, write: bool = True
+) -> tuple[list[str], list[str]]:
+    """Training and validation cases of a fold, by subject.
+
+    Args:
+        index: all cases of the dataset.
+        fold: ``all``, or a number.
+        seed: of the draw for fold ``all``.
+        folds_file, write: of :func:`numbered_fold`.
+
+    Raises:
+        UserError: as :func:`hold_out_by_subject` and :func:`numbered_fold`.
+    """
+    subject_of_case = dict(zip(index.texts("case"), index.texts("subject"), strict=True))
+    if fold == "all":
+        return hold_out_by_subject(subject_of_case, seed)
+    split = numbered_fold(folds_file, subject_of_case, int(fold), write)
+    return split["train"], split["val"]
 
 
 def hold_out_by_subject(subject_of_case: Mapping[str, str], seed: int) -> tuple[list[str], list[str]]:
@@ -22,9 +51,7 @@ def hold_out_by_subject(subject_of_case: Mapping[str, str], seed: int) -> tuple[
     """
     wanted = min(max(round(_SHARE * len(subject_of_case)), _AT_LEAST), _AT_MOST)
     subjects = sorted(set(subject_of_case.values()))
-    scans_of: dict[str, list[str]] = {subject: [] for subject in subjects}
-    for case, subject in sorted(subject_of_case.items()):
-        scans_of[subject].append(case)
+    scans_of = _scans_of(subject_of_case)
     validation: list[str] = []
     for index in np.random.default_rng(seed).permutation(len(subjects)):
         if len(validation) >= wanted:
@@ -37,3 +64,90 @@ def hold_out_by_subject(subject_of_case: Mapping[str, str], seed: int) -> tuple[
             "fold (0 to 4), or check the subjects with `nnssl-mae prepare --subject-regex`"
         )
     return sorted(case for cases in scans_of.values() for case in cases), sorted(validation)
+
+
+def _scans_of(subject_of_case: Mapping[str, str]) -> dict[str, list[str]]:
+    """Sorted scans of each subject, subjects sorted."""
+    scans: dict[str, list[str]] = {subject: [] for subject in sorted(set(subject_of_case.values()))}
+    for case, subject in sorted(subject_of_case.items()):
+        scans[subject].append(case)
+    return scans
+
+
+def numbered_fold(file: Path, subject_of_case: Mapping[str, str], fold: int, write: bool = True) -> Split:
+    """One fold of nnU-Net's ``splits_final.json``, which is made by subject if it is missing.
+
+    Args:
+        file: in the folder of the preprocessed dataset.
+        subject_of_case: all cases of the dataset.
+        fold: 0 to 4, or any that the file has.
+        write: make the file if it is missing. One process of several writes; all of them make the same split.
+
+    Raises:
+        UserError: the file is damaged, does not fit the dataset, or puts scans of a subject on both sides.
+    """
+    if file.is_file():
+        return _checked(_read_folds(file), file, subject_of_case, fold)
+    folds = folds_by_subject(subject_of_case)
+    if fold >= len(folds):
+        raise UserError(f"Fold {fold} does not exist; use 0 to {len(folds) - 1}, or 'all'")
+    if write:
+        write_json(file, folds)
+    return folds[fold]
+
+
+def folds_by_subject(subject_of_case: Mapping[str, str]) -> list[Split]:
+    """Five folds with about the same number of scans; all scans of a subject are in one of them.
+
+    Subjects are shuffled; those with most scans are given out first, each to the smallest fold.
+
+    Raises:
+        UserError: there are fewer subjects than folds.
+    """
+    scans_of = _scans_of(subject_of_case)
+    if len(scans_of) < _FOLDS:
+        raise UserError(
+            f"The dataset has {len(scans_of)} subjects, too few for {_FOLDS} folds by subject; use fold 'all', or "
+            "check the subjects with `nnssl-mae prepare --subject-regex`"
+        )
+    subjects = list(scans_of)
+    shuffled = [subjects[index] for index in np.random.default_rng(_SEED).permutation(len(subjects))]
+    held_out: list[list[str]] = [[] for _ in range(_FOLDS)]
+    for subject in sorted(shuffled, key=lambda name: -len(scans_of[name])):
+        min(held_out, key=len).extend(scans_of[subject])
+    cases = sorted(subject_of_case)
+    return [
+        {"train": [case for case in cases if case not in own], "val": sorted(own)}
+        for own in (set(part) for part in held_out)
+    ]
+
+
+def _read_folds(file: Path) -> list[Split]:
+    try:
+        folds = json.loads(file.read_text(encoding="utf-8"))
+        return [{"train": [str(c) for c in fold["train"]], "val": [str(c) for c in fold["val"]]} for fold in folds]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{file} cannot be read as nnU-Net's splits ({type(error).__name__}: {error}); remove it, and new ones "
+            "are made"
+        ) from error
+
+
+def _checked(folds: list[Split], file: Path, subject_of_case: Mapping[str, str], fold: int) -> Split:
+    if fold >= len(folds):
+        raise UserError(f"{file} has {len(folds)} folds, and so no fold {fold}; use another, or remove the file")
+    training, validation = folds[fold]["train"], folds[fold]["val"]
+    if strange := sorted({*training, *validation} ^ set(subject_of_case)):
+        where = "not in the dataset" if strange[0] not in subject_of_case else "not in the file"
+        raise UserError(
+            f"{file} does not fit the dataset: {len(strange)} cases differ, such as {strange[0]}, which is {where}; "
+            "remove the file, and new splits are made"
+        )
+    if both := sorted({subject_of_case[c] for c in training} & {subject_of_case[c] for c in validation}):
+        raise UserError(
+            f"Fold {fold} of {file} puts scans of {len(both)} subjects, such as {both[0]}, on both sides, so what is "
+            "validated was trained on; remove the file, and splits by subject are made"
+        )
+    if not training or not validation:
+        raise UserError(f"Fold {fold} of {file} leaves one side empty; remove the file, and new splits are made")
+    return folds[fold]

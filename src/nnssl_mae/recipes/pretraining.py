@@ -17,7 +17,8 @@ Ratio = Annotated[float, Field(ge=0.05, le=0.95)]
 
 
 class DataRecipe(FrozenRecipe):
-    """How a scan becomes a preprocessed volume. Stock nnU-Net can repeat every step but the clip at prediction time."""
+    """How a scan becomes a preprocessed volume. Stock nnU-Net can repeat every step at prediction time but a clip or
+    a crop to the foreground."""
 
     spacing: Spacing3 | Literal["native", "median"] = (1.0, 1.0, 1.0)
     """Voxel edge lengths in mm in the reader's axis order (z, y, x); ``native`` keeps each scan's own grid,
@@ -31,6 +32,11 @@ class DataRecipe(FrozenRecipe):
     clip_percentile: float | None = Field(None, gt=50, le=100)
     """Clip each scan from above at this percentile of all its voxels before anything else. Stock nnU-Net cannot
     repeat it when it fine-tunes and predicts, so it is off except where a paper did it."""
+    clip_low_percentile: float | None = Field(None, ge=0, lt=50)
+    """Clip each scan from below too, in the same way; off for the same reason."""
+    crop: Literal["nonzero", "foreground"] = "nonzero"
+    """``nonzero``: the box of voxels that are not zero, as nnU-Net crops. ``foreground``: the box of the head or body,
+    found by brightness; smaller where air is noisy, but stock nnU-Net cannot repeat it when it predicts."""
 
 
 class NetworkRecipe(FrozenRecipe):
@@ -69,6 +75,17 @@ class NetworkRecipe(FrozenRecipe):
     checkpoint_activations: bool = False
     """Recompute the activations of each encoder and decoder stage in the backward pass: about a third more time, much
     less memory, the same result."""
+
+
+class SamplingRecipe(FrozenRecipe):
+    """Which scan the next patch comes from."""
+
+    by: Literal["scan", "subject", "dataset"] = "scan"
+    """``scan``: every scan has the same chance. ``subject``: every subject has, then each of its scans. ``dataset``:
+    every dataset has (a folder that was searched), then each of its scans."""
+    dataset_weights: dict[str, Annotated[float, Field(ge=0)]] = {}  # noqa: RUF012 (pydantic copies it)
+    """Multiplies the chances of what comes from a dataset, by the dataset's name; 1 for those not named, 0 leaves a
+    dataset out."""
 
 
 class MaskingRecipe(FrozenRecipe):
@@ -182,6 +199,8 @@ class Recipe(FrozenRecipe):
     """From scan to volume."""
     network: NetworkRecipe = NetworkRecipe()
     """The network and its sizes."""
+    sampling: SamplingRecipe = SamplingRecipe()
+    """Which scans are seen how often."""
     masking: MaskingRecipe = MaskingRecipe()
     """What is hidden."""
     loss: LossRecipe = LossRecipe()
@@ -209,6 +228,11 @@ class Recipe(FrozenRecipe):
             raise ValueError(
                 f"schedule.warmup_epochs {self.schedule.warmup_epochs} leaves nothing of {self.schedule.epochs} "
                 f"epochs; the nearest possible is {self.schedule.epochs - 1}"
+            )
+        if self.schedule.iterations == "dataset" and self.sampling != SamplingRecipe():
+            raise ValueError(
+                "schedule.iterations 'dataset' takes every volume once an epoch, so nothing can be sampled more often: "
+                "give a number of iterations, or leave sampling out"
             )
         if self.augmentation.reversal and not self.augmentation.intensity.active:
             raise ValueError(

@@ -99,6 +99,9 @@ def in_words(kind: Kind) -> str:
 def _alternative_in_words(kind: Kind) -> str:
     if get_origin(kind.type) is tuple:
         return _tuple_in_words(kind)
+    if get_origin(kind.type) is dict:
+        value = _kind(get_args(kind.type)[1], {})
+        return f"{{name: {_alternative_in_words(value)}}}, any number of names"
     if kind.type is bool:
         return "true or false"
     if kind.type is str:

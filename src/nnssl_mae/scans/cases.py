@@ -1,4 +1,8 @@
-"""The case table: one row a preprocessed scan, beside the data folder (a foreign file inside it breaks nnU-Net)."""
+"""The case table: one row a preprocessed scan, beside the data folder (a foreign file inside it breaks nnU-Net).
+
+One uncompressed Arrow file (Feather, version 2): it is mapped into memory, so that opening it costs next to nothing
+and all processes of a machine share its pages, whatever the number of cases.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import pandas
-from pyarrow import parquet
+import pyarrow
+from pyarrow import compute, ipc
 
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import whole_file
@@ -36,50 +41,87 @@ class CaseRow:
 
 
 _SMALL_COLUMNS = tuple(field.name for field in fields(CaseRow) if field.name != "foreground")
+_TYPES = {
+    "shape": pyarrow.list_(pyarrow.int32(), 3),
+    "percentile_00_5": pyarrow.float64(),
+    "percentile_99_5": pyarrow.float64(),
+    "foreground": pyarrow.large_binary(),
+    "bytes": pyarrow.int64(),
+}
+_SCHEMA = pyarrow.schema([(field.name, _TYPES.get(field.name, pyarrow.string())) for field in fields(CaseRow)])
 
 
 def table_path(data_folder: Path) -> Path:
     """Where the table of a preprocessed data folder lies."""
-    return data_folder.with_name(f"{data_folder.name}_cases.parquet")
+    return data_folder.with_name(f"{data_folder.name}_cases.arrow")
 
 
 def write_cases(data_folder: Path, rows: Sequence[CaseRow]) -> None:
-    """Writes the table of ``data_folder`` by rename."""
-    with whole_file(table_path(data_folder)) as temporary:
-        pandas.DataFrame([asdict(row) for row in rows]).to_parquet(temporary, index=False)
+    """Writes the table of ``data_folder`` by rename, sorted by case: the same bytes for the same rows."""
+    ordered = [asdict(row) for row in sorted(rows, key=lambda row: row.case)]
+    # One batch, so that every column is one piece of memory.
+    batch = pyarrow.RecordBatch.from_pylist(ordered, schema=_SCHEMA)
+    with whole_file(table_path(data_folder)) as temporary, ipc.new_file(str(temporary), _SCHEMA) as writer:
+        writer.write_batch(batch)
+
+
+def open_cases(data_folder: Path) -> pyarrow.RecordBatch:
+    """The table, mapped into memory: only what is looked at is read.
+
+    Raises:
+        UserError: it is missing, damaged, or of another version.
+    """
+    path = table_path(data_folder)
+    if not path.is_file() and path.with_suffix(".parquet").is_file():
+        raise UserError(
+            f"{data_folder} was prepared by an earlier version of nnssl_mae, whose case table cannot be used any more: "
+            "run `nnssl-mae prepare` on the scans again under another number"
+        )
+    try:
+        batch = ipc.open_file(pyarrow.memory_map(str(path))).get_batch(0)
+        batch.validate(full=True)  # damaged offsets would read other memory
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise UserError(f"The case table {path} cannot be read ({error}); run `nnssl-mae prepare` again") from error
+    if batch.schema != _SCHEMA:
+        raise UserError(
+            f"The case table {path} was written by another version of nnssl_mae; run `nnssl-mae prepare` again under "
+            "another number"
+        )
+    return batch
 
 
 def read_cases(data_folder: Path, columns: Sequence[str] = _SMALL_COLUMNS) -> pandas.DataFrame:
     """The table, indexed by case; all of it but the large column, unless others are asked for.
 
     Raises:
-        UserError: it is missing or unreadable.
+        UserError: as :func:`open_cases`.
     """
-    path = table_path(data_folder)
-    try:
-        return pandas.read_parquet(path, columns=list(columns)).set_index("case")
-    except Exception as error:  # pyarrow's own error types; the text goes to the user
-        raise UserError(f"The case table {path} cannot be read ({error}); run `nnssl-mae prepare` again") from error
+    wanted = list(dict.fromkeys(("case", *columns)))
+    return open_cases(data_folder).select(wanted).to_pandas().set_index("case")
+
+
+def rows_of(table: pyarrow.RecordBatch, cases: Sequence[str], data_folder: Path) -> pyarrow.Array:
+    """Row numbers, int32, of cases in the table of ``data_folder``.
+
+    Raises:
+        UserError: it lacks one.
+    """
+    rows = compute.index_in(pyarrow.array(list(cases), pyarrow.string()), table["case"])
+    if rows.null_count:
+        missing = cases[rows.is_null().to_pylist().index(True)]
+        raise UserError(
+            f"{table_path(data_folder)} lacks {rows.null_count} of {len(cases)} cases, such as {missing}; "
+            "run `nnssl-mae prepare` again"
+        )
+    return rows
 
 
 def read_foreground(data_folder: Path, cases: Sequence[str]) -> dict[str, bytes]:
-    """Where the head or body of each of ``cases`` is, for masking that leaves out air.
+    """Where the head or body of each of ``cases`` is.
 
     Raises:
-        UserError: the table was written before it held that, or lacks a case.
+        UserError: as :func:`open_cases`, or the table lacks a case.
     """
-    read_cases(data_folder)  # says so if the table is missing or damaged
-    if "foreground" not in parquet.read_schema(table_path(data_folder)).names:
-        raise UserError(
-            f"{table_path(data_folder)} was written by an earlier version and does not say where the head or body is, "
-            "which masking.region 'foreground' needs: run `nnssl-mae prepare` on the scans again under another number, "
-            "or set masking.region to 'uniform'"
-        )
-    table = read_cases(data_folder, ("case", "foreground"))
-    missing = [case for case in cases if case not in table.index]
-    if missing:
-        raise UserError(
-            f"{table_path(data_folder)} lacks {len(missing)} of {len(cases)} cases, such as {missing[0]}; "
-            "run `nnssl-mae prepare` again"
-        )
-    return dict(zip(cases, table["foreground"].loc[list(cases)], strict=True))
+    table = open_cases(data_folder)
+    grids = table["foreground"].take(rows_of(table, cases, data_folder))
+    return dict(zip(cases, grids.to_pylist(), strict=True))

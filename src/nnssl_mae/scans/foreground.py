@@ -56,11 +56,27 @@ def _means(volume: NDArray[Any], steps: Sequence[int]) -> NDArray[np.float32]:
     """Means over boxes of ``steps`` voxels; at the upper ends, over the voxels that are there."""
     sums, counts = np.asarray(volume, dtype=np.float32), np.ones((1, 1, 1), dtype=np.float32)
     for axis, step in enumerate(steps):
-        starts = np.arange(0, volume.shape[axis], step)
-        sums = np.add.reduceat(sums, starts, axis=axis)
-        sizes = np.minimum(step, volume.shape[axis] - starts).astype(np.float32)
+        sizes = np.minimum(step, volume.shape[axis] - np.arange(0, volume.shape[axis], step)).astype(np.float32)
         counts = counts * np.expand_dims(sizes, [other for other in range(3) if other != axis])
+        sums = _sums(sums, axis, step)
     return sums / counts
+
+
+def _sums(volume: NDArray[np.float32], axis: int, step: int) -> NDArray[np.float32]:
+    """Sums of ``step`` neighbours along an axis: adding whole slices is many times faster than numpy's reduceat.
+
+    The order of the additions is part of the result's last digits: the first, plus the sum of the others.
+    """
+    slices = np.moveaxis(volume, axis, 0)
+    first, *others = (slices[start::step] for start in range(min(step, len(slices))))
+    if not others:
+        return volume
+    rest = others[0].copy()
+    for other in others[1:]:
+        rest[: len(other)] += other
+    total = first.copy()
+    total[: len(rest)] += rest
+    return np.moveaxis(total, 0, axis)
 
 
 def _large_parts(mask: Mask) -> Mask:

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
-from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
-from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from numpy.typing import NDArray
 
 from nnssl_mae.catalogue.find import Scan
-from nnssl_mae.scans.exclusion import mask_header_problem, read_mask
+from nnssl_mae.catalogue.read import Orientation, ScanProblem, format_of, read_voxels
+from nnssl_mae.scans.exclusion import mask_header_problem
+from nnssl_mae.scans.preprocess import BeyondStock
+from nnssl_mae.scans.preprocess import _box as kept_box
+from nnssl_mae.scans.preprocess import _clipped as clipped
+from nnssl_mae.scans.preprocess import _slices as slices
 
 _INTENSITY_SAMPLES = 10_000_000  # of all scans together; only CT-like normalisation schemes would use them
 _INTENSITY_SAMPLES_A_SCAN = 10_000
@@ -34,87 +36,65 @@ class Measurement:
     intensities: Any = None
 
 
-def header_problem(path: Path) -> str | None:
-    """What is wrong with a file by its header alone, as a part of a sentence; None if nothing is."""
-    try:
-        image = nibabel.load(path)
-        shape, zooms = image.shape, image.header.get_zooms()[:3]
-    except Exception as error:  # nibabel raises many kinds for damaged files; the text goes to the user
-        return f"is not a readable NIfTI file ({type(error).__name__}: {error})"
-    if len(shape) != 3:
-        return f"has {len(shape)} dimensions {tuple(shape)}; a scan must have 3 (split 4D series into volumes)"
-    if min(shape) < 2:
-        return f"is a single slice {tuple(shape)}; a scan must be a volume"
-    if not all(np.isfinite(zooms)) or min(zooms) <= 0:
-        return f"has an impossible voxel size {tuple(float(z) for z in zooms)} mm"
-    return None
-
-
 def samples_a_scan(n_scans: int) -> int:
     """Intensities to keep of each scan, so that those of 40,000 fit into memory."""
     return max(1, min(_INTENSITY_SAMPLES_A_SCAN, _INTENSITY_SAMPLES // n_scans))
 
 
-def clip_above(images: NDArray[Any], percentile: float | None) -> NDArray[Any]:
-    """Limits a scan to a percentile of all its voxels; ``images`` (C, Z, Y, X) itself where there is none."""
-    if percentile is None:
-        return images
-    return np.minimum(images, np.asarray(np.percentile(images, percentile), dtype=images.dtype))
-
-
 def measure_scan(
-    scan: Scan, reader_name: str, intensity_samples: int, clip_percentile: float | None = None
+    scan: Scan, orientation: Orientation, intensity_samples: int, beyond_stock: BeyondStock
 ) -> Measurement:
-    """Reads one scan and its exclusion mask with nnU-Net's reader; never raises for a bad scan, but reports it.
+    """Reads one scan and its exclusion mask; never raises for a bad scan, but reports it.
 
     Args:
         scan: to look at.
-        reader_name: nnU-Net's name of the reader.
+        orientation: see :func:`nnssl_mae.catalogue.read.read_voxels`.
         intensity_samples: how many voxel values to keep for the fingerprint.
-        clip_percentile: see :class:`nnssl_mae.recipes.pretraining.DataRecipe`.
+        beyond_stock: what is done to the scan before nnU-Net's preprocessing.
     """
-    path = scan.path
-    if problem := header_problem(path) or (scan.exclude and mask_header_problem(path, scan.exclude)):
-        return Measurement(path, problem)
-    reader = recursive_find_reader_writer_by_name(reader_name)()
     try:
-        images, properties = reader.read_images((str(path),))
-    except Exception as error:  # damaged voxel data show as zlib, OS, value and other errors
-        return Measurement(path, f"cannot be read to its end ({type(error).__name__}: {error})")
-    clipped = clip_above(images, clip_percentile)
-    if problem := _voxel_problem(images, clipped) or (
-        scan.exclude and _mask_voxel_problem(images, scan.exclude, reader)
-    ):
-        return Measurement(path, problem)
-    cropped, foreground, _ = crop_to_nonzero(clipped, np.copy(clipped))
+        images, spacing = read_voxels(scan, orientation)
+    except ScanProblem as unreadable:
+        return Measurement(scan.path, unreadable.detail)
+    if problem := _voxel_problem(images) or _mask_problem(scan, images, orientation):
+        return Measurement(scan.path, problem)
+    images = clipped(np.require(images, requirements="W"), beyond_stock)
+    if images.min() == images.max():
+        return Measurement(scan.path, "is constant once it is clipped; clip at less extreme percentiles")
+    cropped = images[slices(kept_box(images, beyond_stock.crop))]
     intensities, _ = DatasetFingerprintExtractor.collect_foreground_intensities(
-        foreground, cropped, num_samples=intensity_samples
+        cropped, cropped, num_samples=intensity_samples
     )
     return Measurement(
-        path,
+        scan.path,
         shape_after_crop=cropped.shape[1:],
-        spacing=tuple(float(s) for s in properties["spacing"]),
-        relative_size=float(np.prod(cropped.shape[1:]) / np.prod(images.shape[1:])),
+        spacing=tuple(float(s) for s in spacing),
+        relative_size=cropped.size / images.size,
         intensities=intensities[0],
     )
 
 
-def _voxel_problem(images: NDArray[Any], clipped: NDArray[Any]) -> str | None:
+def _voxel_problem(images: NDArray[Any]) -> str | None:
     if not np.isfinite(images).all():
         return "contains NaN or infinite voxels"
     if images.min() == images.max():
         return "is constant: every voxel has the same value"
-    if clipped.min() == clipped.max():
-        return "is constant once it is clipped; set data.clip_percentile higher"
     return None
 
 
-def _mask_voxel_problem(images: NDArray[Any], mask: Path, reader: Any) -> str | None:
+def _mask_problem(scan: Scan, images: NDArray[Any], orientation: Orientation) -> str | None:
+    if scan.exclude is None:
+        return None
+    if format_of(scan) == "nifti" and (problem := mask_header_problem(scan.path, scan.exclude)):
+        return problem
+    mask = scan.exclude
     try:
-        excluded = read_mask(mask, reader)
-    except Exception as error:  # as above
-        return f"has an exclusion mask {mask.name} that cannot be read to its end ({type(error).__name__}: {error})"
-    if excluded[images != 0].all():
+        excluded, _ = read_voxels(Scan(mask, scan.case, scan.subject), orientation)
+    except ScanProblem as unreadable:
+        return f"has an exclusion mask {mask.name} that {unreadable.detail}"
+    if excluded.shape != images.shape:
+        return f"has an exclusion mask {mask.name} of shape {excluded.shape[1:]}; the scan's is {images.shape[1:]}"
+    if (excluded != 0)[images != 0].all():
         return f"is excluded as a whole: its mask {mask.name} is not zero in any voxel of tissue"
     return None
 

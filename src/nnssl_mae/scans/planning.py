@@ -33,6 +33,7 @@ from nnssl_mae.plans import (
 from nnssl_mae.recipes.pretraining import Recipe
 from nnssl_mae.recipes.reading import override, parse_recipe
 from nnssl_mae.recipes.words import shown
+from nnssl_mae.scans.preprocess import BeyondStock
 
 READERS = {"RAS": "NibabelIOWithReorient", "as_stored": "SimpleITKIO"}
 
@@ -67,9 +68,8 @@ def plan_unlabelled(
         configuration |= network_configuration(
             configuration["architecture"], recipe.network, configuration["spacing"], recipe.masking.block_size
         )
-    clip = recipe.data.clip_percentile
     configuration["data_identifier"] = data_identifier(
-        plans, configuration, contents="volumes", beyond_stock=() if clip is None else (f"clip {clip}",)
+        plans, configuration, contents="volumes", beyond_stock=BeyondStock.of(recipe.data).words
     )
     configuration[PLANS_BLOCK] = _block(recipe, configuration)
     plans["configurations"] = {CONFIGURATION: configuration}

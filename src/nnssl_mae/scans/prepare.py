@@ -1,274 +1,324 @@
-"""From folders of scans to ``nnUNet_preprocessed/Dataset900_Brains``: find, measure, plan, preprocess.
+"""From scans to ``nnUNet_preprocessed/Dataset900_Brains``: plan once, preprocess what is missing, put all together.
 
-Everything is written into a hidden folder beside the final one, which is renamed when whole. A run that was killed
-is continued by the same command; bad input leaves nothing behind.
+Work is done in a hidden folder beside the final one, which is renamed when whole. Whatever is killed when, the same
+command continues; on a finished dataset it does what is new or changed. Several processes (shards) may work at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import multiprocessing
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+import pandas
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from nnssl_mae.catalogue.find import Scan, find_scans
+from nnssl_mae.catalogue.checks import Limits
+from nnssl_mae.catalogue.scan import refresh, scan_folders
+from nnssl_mae.catalogue.table import ACCEPTED, Catalogue, scan_of
 from nnssl_mae.errors import ResumableError, UserError
-from nnssl_mae.files import remove_leftovers, short_hash, write_json
-from nnssl_mae.folders import dataset_name, datasets_with_number, nnunet_folder
-from nnssl_mae.plans import CONFIGURATION, PLANS_BLOCK, PRETRAINING_PLANS, describe_topology
-from nnssl_mae.recipes.pretraining import DataRecipe, Recipe
-from nnssl_mae.scans.cases import CaseRow, write_cases
-from nnssl_mae.scans.foreground import encode_occupancy, foreground_mask
+from nnssl_mae.files import as_json, read_json, write_first
+from nnssl_mae.folders import environment
+from nnssl_mae.journal import Journal
+from nnssl_mae.parallel import Outcome, in_processes
+from nnssl_mae.plans import CONFIGURATION, PLANS_BLOCK, describe_topology
+from nnssl_mae.progress import track
+from nnssl_mae.scans.left_out import LEFT_OUT, LeftOut, counted, each, rejected
 from nnssl_mae.scans.measure import Measurement, fingerprint, measure_scan, samples_a_scan
-from nnssl_mae.scans.planning import READERS, dataset_json, plan_unlabelled, topology_note
-from nnssl_mae.scans.preprocess import preprocess
-from nnssl_mae.scans.storage import (
-    ENDING,
-    EXCLUDE_SUFFIX,
-    exclusion_path,
-    open_volume,
-    write_exclusion,
-    write_volume,
-)
+from nnssl_mae.scans.memory import memory_budget, preprocessing_bytes
+from nnssl_mae.scans.merge import DATASET, Merged, merge
+from nnssl_mae.scans.one_case import Task, failed, prepare_case
+from nnssl_mae.scans.planning import dataset_json, plan_unlabelled, topology_note
+from nnssl_mae.scans.preprocess import BeyondStock
+from nnssl_mae.scans.records import Failed, Finished, standing
+from nnssl_mae.scans.request import Request, case_key, drawn, preprocessing_hash
+from nnssl_mae.scans.workplace import CATALOGUE, FINGERPRINT, PLANS_FILE, Workplace, claim, read_plans
 
 _SHOWN_PROBLEMS = 10
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ATTEMPTS = 20  # to do again what another process did at the same moment
+_SECONDS_BETWEEN_ATTEMPTS = 0.5
+_SPLITS = "splits_final.json"
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+MoreLeftOut = Callable[[Catalogue], Sequence[LeftOut]]
+"""Looks at a catalogue and names further scans to leave out."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What came of a preparation."""
+
+    folder: Path | None
+    """Of the finished dataset; none while other shards are at work."""
+    prepared: int
+    """Cases in the dataset, or done so far."""
+    left_out: int
+    """Scans that are not in it, those that the catalogue had rejected included."""
+    failed: int = 0
+    """How many of these the catalogue had accepted."""
+    waiting: int = 0
+    """Cases that other shards have not done yet."""
+
 
 def prepare(
-    sources: Sequence[Path],
-    number: int,
-    name: str,
-    recipe: Recipe,
-    published: Recipe,
-    console: Console,
-    subject_regex: str | None = None,
-    skip_bad: bool = False,
-    workers: int = 2,
-    exclude_suffix: str = EXCLUDE_SUFFIX,
-) -> Path:
-    """Prepares unlabelled scans for pre-training.
+    catalogue: Catalogue, request: Request, console: Console, more_left_out: MoreLeftOut | None = None
+) -> Prepared:
+    """Prepares the accepted scans of a catalogue for pre-training.
 
     Args:
-        sources: folders or files of NIfTI scans.
-        number, name: of the new nnU-Net dataset.
-        recipe: with the user's changes; ``published`` is the same recipe without them.
-        subject_regex: see :func:`nnssl_mae.catalogue.find.find_scans`.
-        skip_bad: leave unusable scans out and say so, instead of stopping.
-        workers: processes.
-        exclude_suffix: what marks the exclusion mask beside a scan, see
-            :func:`nnssl_mae.catalogue.find.find_scans`.
-
-    Returns:
-        the folder ``nnUNet_preprocessed/DatasetXXX_Name``.
+        catalogue: files that have changed since it was made are looked at again.
+        request: see there.
+        console: for progress and counts.
+        more_left_out: names scans that the catalogue accepts but that shall not be in the dataset.
 
     Raises:
-        UserError: bad input; nothing is left behind.
+        UserError: bad input, or another recipe than the dataset was begun with; nothing new is left behind.
+        ResumableError: no space is left, or processes cannot start; what is done stays.
     """
-    full_name = dataset_name(number, name)
-    preprocessed = nnunet_folder("nnUNet_preprocessed")
-    if used := datasets_with_number(number):
-        raise UserError(f"Dataset number {number} is in use by {', '.join(used)}; choose another with -d")
-    scans = _find(sources, subject_regex, exclude_suffix, console)
-    scans, measurements = _usable(scans, recipe.data, skip_bad, workers, console)
+    with _at_work(request) as place:
+        return _prepare(place, catalogue, request, console, more_left_out)
 
-    numbers = fingerprint(measurements)
-    plans = plan_unlabelled(full_name, recipe, numbers, scans[0].path, len(scans))
-    configuration = plans["configurations"][CONFIGURATION]
-    console.print(f"Network: {describe_topology(configuration)}, batch {configuration['batch_size']}.")
-    edges = configuration[PLANS_BLOCK]["block_edges"]
-    if edges != [recipe.masking.block_size] * 3:
-        console.print(f"Blocks: {edges} voxels, because {recipe.masking.block_size} does not divide the patch.")
-    if note := topology_note(plans, published):
-        console.print(note, style="yellow")
 
-    staging = _staging(preprocessed, full_name, [[_identity(scan) for scan in scans], plans])
+def prepare_folders(
+    sources: Sequence[Path],
+    request: Request,
+    console: Console,
+    limits: Limits,
+    more_left_out: MoreLeftOut | None = None,
+    **options: Any,
+) -> Prepared:
+    """Makes a catalogue of folders or files, inside the dataset, then does as :func:`prepare`.
+
+    Args:
+        sources: see :func:`nnssl_mae.catalogue.scan.scan_folders`, as for ``limits`` and ``options``.
+        request: without shard.
+        console: for progress and counts.
+        more_left_out: as in :func:`prepare`.
+    """
+    if request.shard is not None:
+        raise UserError(
+            "--shard needs a catalogue, so that all shards see the same scans: make it once with "
+            "`nnssl-mae scan FOLDER -o CATALOGUE`, then give CATALOGUE to every shard"
+        )
+    with _at_work(request) as place:
+        folder = place.work / CATALOGUE
+        place.borrow_catalogue()
+        catalogue = scan_folders(sources, folder, limits, workers=request.workers, console=console, **options)
+        return _prepare(place, catalogue, request, console, more_left_out)
+
+
+@contextlib.contextmanager
+def _at_work(request: Request) -> Iterator[Workplace]:
+    place = claim(request)
     try:
-        volumes = staging / configuration["data_identifier"]
-        volumes.mkdir(exist_ok=True)
-        rows = _preprocess(scans, plans, volumes, recipe.data.clip_percentile, workers, console)
+        yield place
     except ResumableError:
         raise
     except UserError:
-        shutil.rmtree(staging)
+        if not place.holds_work():
+            place.remove_work()
         raise
-    # Of workers that were killed while they wrote: nnU-Net refuses a data folder with files of other endings.
-    for folder in (staging, volumes):
-        remove_leftovers(folder)
-    write_cases(volumes, rows)
-    write_json(staging / "dataset_fingerprint.json", numbers)
-    write_json(staging / "dataset.json", dataset_json(len(scans)))
-    write_json(staging / f"{PRETRAINING_PLANS}.json", plans)
-    staging.replace(preprocessed / full_name)
-    return preprocessed / full_name
+    except OSError as error:
+        if error.errno not in _FULL_DISK:
+            raise
+        raise _full(place) from error
 
 
-def _find(sources: Sequence[Path], subject_regex: str | None, exclude_suffix: str, console: Console) -> list[Scan]:
-    found = find_scans(sources, subject_regex, exclude_suffix)
-    masks = sum(scan.exclude is not None for scan in found.scans)
-    subjects = len({scan.subject for scan in found.scans})
-    note = f", {masks} with an exclusion mask" if masks else ""
-    console.print(f"Found {len(found.scans)} scans of {subjects} subjects{note}.")
-    if found.lonely_masks:
-        listing = _listed([f"  {mask}" for mask in found.lonely_masks])
-        console.print(
-            f"{len(found.lonely_masks)} files are exclusion masks by their names (*{exclude_suffix}), but no scan lies "
-            f"beside them; they are not used (for scans, pass another --exclude-suffix):\n{listing}",
-            style="yellow",
-            highlight=False,
-            markup=False,
-        )
-    return found.scans
+def _full(place: Workplace) -> ResumableError:
+    return ResumableError(
+        f"No space is left in {place.work.parent}; what is done stays: free some space and run the same command again, "
+        "which continues"
+    )
 
 
-def _listed(lines: Sequence[str]) -> str:
-    more = [f"  ... and {len(lines) - _SHOWN_PROBLEMS} more"] if len(lines) > _SHOWN_PROBLEMS else []
-    return "\n".join([*lines[:_SHOWN_PROBLEMS], *more])
+def _prepare(
+    place: Workplace, catalogue: Catalogue, request: Request, console: Console, more_left_out: MoreLeftOut | None
+) -> Prepared:
+    catalogue = refresh(catalogue, workers=request.workers, console=console)
+    left_out = rejected(catalogue.rows[catalogue.rows["verdict"] != ACCEPTED])
+    left_out += more_left_out(catalogue) if more_left_out else []
+    wanted = catalogue.accepted[~catalogue.accepted["case"].isin({scan.case for scan in left_out})]
+    if wanted.empty:
+        raise UserError(f"None of the {len(catalogue.rows)} scans can be used:\n{_listed(left_out)}")
+    for _ in range(_ATTEMPTS):
+        try:
+            return _done(place, wanted, left_out, request, console)
+        except FileNotFoundError:  # another process has put all together, or is doing so just now
+            time.sleep(_SECONDS_BETWEEN_ATTEMPTS)
+            claim(replace(request, restart=False))
+    return _done(place, wanted, left_out, request, console)
 
 
-def _usable(
-    scans: Sequence[Scan], data: DataRecipe, skip_bad: bool, workers: int, console: Console
-) -> tuple[list[Scan], list[Measurement]]:
-    """The scans that can be used and their measurements, in the order of ``scans``."""
+def _done(
+    place: Workplace, wanted: pandas.DataFrame, left_out: Sequence[LeftOut], request: Request, console: Console
+) -> Prepared:
+    plans = _plans(place, wanted, request, console)
+    steps = preprocessing_hash(plans, BeyondStock.of(request.recipe.data))
+    keys = {row.case: case_key(_source(row), row.frame, steps) for row in each(wanted)}
+    place.make_folders(plans)
+    finished = standing(place.valid_records(plans, keys)).done
+    todo = wanted[[case not in finished and request.is_mine(case) for case in wanted["case"]]]
+    if finished and len(todo):
+        _say(console, f"{len(finished)} of {len(keys)} scans are prepared already.")
+    _preprocess(place, plans, _tasks(todo, keys, plans, request), len(todo), request, console)
+
+    now = standing(place.valid_records(plans, keys))
+    paths = dict(zip(wanted["case"], wanted["path"], strict=True))
+    failures = [LeftOut(paths[case], case, found.check, found.detail) for case, found in now.failed.items()]
+    missing = len(keys) - len(now.done) - len(failures)
+    if missing and request.shard is not None:
+        _say(console, f"{missing} of {len(keys)} scans are left to other shards; the last one puts all together.")
+        return Prepared(None, len(now.done), len(left_out) + len(failures), len(failures), missing)
+    if not now.done and not missing:
+        raise UserError(f"None of the {len(keys)} scans can be used:\n{_listed(failures)}")
+    had_splits = (place.final / _SPLITS).is_file()
+    merged = merge(place, plans, wanted, keys, [*left_out, *failures])
+    _report(merged, request, [*left_out, *failures], failures, had_splits, console)
+    return Prepared(place.final, merged.cases, len(left_out) + len(failures), len(failures))
+
+
+def _source(row: Any) -> str:
+    """Tells a scan from its changed self: by its bytes; by size and time where the catalogue has only read headers."""
+    return row.source_hash or f"{row.bytes} {row.modified_ns}"
+
+
+def _plans(place: Workplace, wanted: pandas.DataFrame, request: Request, console: Console) -> dict[str, Any]:
+    """The plans of the dataset; made once, so that scans that come later change nothing for those that are there."""
+    if (place.home / PLANS_FILE).is_file():
+        return read_plans(place.home)
+    if not (place.work / FINGERPRINT).is_file():
+        write_first(place.work / FINGERPRINT, as_json(fingerprint(_measurements(wanted, request, console))))
+    numbers = read_json(place.work / FINGERPRINT, f"remove {place.work} and prepare again")
+    example = Path(wanted["path"].iloc[0])
+    plans = plan_unlabelled(request.dataset, request.recipe, numbers, example, len(wanted))
+    write_first(place.work / DATASET, as_json(dataset_json(len(wanted))))
+    write_first(place.work / PLANS_FILE, as_json(plans))
+    plans = read_plans(place.home)
+    configuration = plans["configurations"][CONFIGURATION]
+    console.print(f"Network: {describe_topology(configuration)}, batch {configuration['batch_size']}.")
+    edges = configuration[PLANS_BLOCK]["block_edges"]
+    if edges != [request.recipe.masking.block_size] * 3:
+        size = request.recipe.masking.block_size
+        console.print(f"Blocks: {edges} voxels, because {size} does not divide the patch.")
+    if note := topology_note(plans, request.published):
+        console.print(note, style="yellow")
+    return plans
+
+
+def _measurements(wanted: pandas.DataFrame, request: Request, console: Console) -> list[Measurement]:
+    """Of a random sample of the scans, sorted by case. Bad ones are left out here; preprocessing says why."""
+    sample = wanted[wanted["case"].isin(drawn(wanted["case"], request.subsample))].sort_values("case")
+    costs = {row.case: preprocessing_bytes(row, None) for row in each(sample)}
     measure = partial(
         measure_scan,
-        reader_name=READERS[data.orientation],
-        intensity_samples=samples_a_scan(len(scans)),
-        clip_percentile=data.clip_percentile,
+        orientation=request.recipe.data.orientation,
+        intensity_samples=samples_a_scan(len(sample)),
+        beyond_stock=BeyondStock.of(request.recipe.data),
     )
-    found = {m.path: m for m in _in_parallel(measure, scans, workers, "Checking scans", console)}
-    bad = [m for scan in scans if (m := found[scan.path]).problem]
-    listing = _listed([f"  {m.path} {m.problem}" for m in bad])
-    if bad and not skip_bad:
-        raise UserError(
-            f"{len(bad)} of {len(scans)} scans cannot be used:\n{listing}\n"
-            "Remove or repair them, or pass --skip-bad to leave them out"
-        )
-    if len(bad) == len(scans):
-        raise UserError(f"None of the {len(scans)} scans can be used:\n{listing}")
-    if bad:
-        console.print(
-            f"Left out {len(bad)} of {len(scans)} scans:\n{listing}", style="yellow", highlight=False, markup=False
-        )
-    good = [scan for scan in scans if not found[scan.path].problem]
-    return good, [found[scan.path] for scan in good]
+    scans = [scan_of(row) for row in each(sample)]
+    found: dict[str, Measurement] = {}
+    problems: list[LeftOut] = []
+    label = "Measuring" if len(sample) == len(wanted) else f"Measuring a sample of {len(wanted)} scans"
+    for outcome in _in_processes(measure, scans, lambda scan: costs[scan.case], label, len(scans), request, console):
+        scan = outcome.item
+        if outcome.result is not None:
+            found[scan.case] = outcome.result
+        elif outcome.failure is not None:
+            failure = failed(Task(scan, "", 0.0), outcome.failure)
+            problems.append(LeftOut(str(scan.path), scan.case, failure.check, failure.detail))
+    good = [found[case] for case in sorted(found) if not found[case].problem]
+    if not good:
+        problems += [LeftOut(str(m.path), case, "", m.problem or "") for case, m in found.items()]
+        raise UserError(f"None of the {len(sample)} scans that were measured can be used:\n{_listed(problems)}")
+    return good
 
 
-def _identity(scan: Scan) -> list[object]:
-    """What tells that a scan is still the one that an earlier, killed run preprocessed."""
-    identity: list[object] = [scan.case, scan.subject]
-    for path in (scan.path, scan.exclude):
-        status = path.stat() if path else None
-        identity += [str(path.resolve()), status.st_size, status.st_mtime_ns] if path and status else []
-    return identity
-
-
-def _staging(preprocessed: Path, full_name: str, request: Any) -> Path:
-    """The hidden folder of this request; what an earlier, different request left there is removed."""
-    digest = short_hash(request)
-    for old in preprocessed.glob(f".{full_name}.*.preparing"):
-        if digest not in old.name:
-            shutil.rmtree(old)
-    staging = preprocessed / f".{full_name}.{digest}.preparing"
-    staging.mkdir(exist_ok=True)
-    return staging
+def _tasks(
+    todo: pandas.DataFrame, keys: Mapping[str, str], plans: Mapping[str, Any], request: Request
+) -> Iterator[Task]:
+    is_resampled = request.recipe.data.spacing != "native"
+    spacing = plans["configurations"][CONFIGURATION]["spacing"] if is_resampled else None
+    for row in each(todo):
+        yield Task(scan_of(row), keys[row.case], preprocessing_bytes(row, spacing))
 
 
 def _preprocess(
-    scans: Sequence[Scan],
-    plans: dict[str, Any],
-    folder: Path,
-    clip_percentile: float | None,
-    workers: int,
+    place: Workplace, plans: dict[str, Any], tasks: Iterable[Task], total: int, request: Request, console: Console
+) -> None:
+    """Does the tasks and writes down what came of each. The records are what counts afterwards."""
+    if not total:
+        return
+    target = place.target(plans)
+    work = partial(prepare_case, plans=plans, beyond_stock=BeyondStock.of(request.recipe.data), target=target)
+    with Journal(place.new_journal(request.shard)) as journal:
+        for outcome in _in_processes(work, tasks, lambda task: task.cost, "Preprocessing", total, request, console):
+            journal.append(_record(outcome, place, target.volumes).as_record())
+
+
+def _record(outcome: Outcome[Task, Finished | Failed], place: Workplace, volumes: Path) -> Finished | Failed:
+    if outcome.result is not None:
+        return outcome.result
+    assert outcome.failure is not None
+    if outcome.failure.disk_is_full:
+        raise _full(place)
+    if not volumes.exists():
+        raise FileNotFoundError(errno.ENOENT, "The work folder is gone", str(volumes))
+    return failed(outcome.item, outcome.failure)
+
+
+def _in_processes(
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    cost: Callable[[Item], float],
+    label: str,
+    total: int,
+    request: Request,
     console: Console,
-) -> list[CaseRow]:
-    work = partial(preprocess_scan, plans=plans, folder=folder, clip_percentile=clip_percentile)
-    rows = []
-    try:
-        for result in _in_parallel(work, scans, workers, "Preprocessing", console):
-            if isinstance(result, str):
-                raise UserError(result)
-            rows.append(result)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise ResumableError(
-            f"No space is left in {folder.parent.parent} after {len(rows)} of {len(scans)} scans; free some and run "
-            "the same command again, which continues"
-        ) from error
-    return sorted(rows, key=lambda row: row.case)
+) -> Iterator[Outcome[Item, Result]]:
+    # One thread a process: the processes are what runs in parallel, and sums do not depend on the machine.
+    with environment(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1"):
+        outcomes = in_processes(work, items, min(request.workers, total), cost, memory_budget(request.max_memory))
+        yield from track(outcomes, label, total, console)
 
 
-def preprocess_scan(
-    scan: Scan, plans: dict[str, Any], folder: Path, clip_percentile: float | None = None
-) -> CaseRow | str:
-    """Runs nnU-Net's preprocessor on one scan and stores volume and exclusion mask, unless they are there already.
-
-    Returns:
-        the row of the case table, or the sentence that says why the scan cannot be stored.
-    """
-    target = folder / f"{scan.case}{ENDING}"
-    if target.exists():
-        volume = open_volume(target)[:].astype(np.float32)
-    else:
-        manager = PlansManager(plans)
-        configuration = manager.get_configuration(CONFIGURATION)
-        done = preprocess(scan, manager, configuration, clip_percentile)
-        volume = done.volume
-        try:
-            # The mask first: a volume that is there says that its mask is.
-            if done.excluded is not None and done.excluded.any():
-                write_exclusion(exclusion_path(folder, scan.case), done.excluded, configuration.patch_size)
-            write_volume(target, volume, configuration.patch_size)
-        except ValueError as error:
-            return f"{scan.path} cannot be stored: {error}; leave it out or repair it"
-        volume = volume.astype(np.float16).astype(np.float32)
-    low, high = np.percentile(volume, (0.5, 99.5))
-    foreground = encode_occupancy(foreground_mask(volume[0]))
-    return CaseRow(scan.case, scan.subject, str(scan.path), volume.shape[1:], float(low), float(high), foreground)
+def _report(
+    merged: Merged,
+    request: Request,
+    left_out: Sequence[LeftOut],
+    failures: Sequence[LeftOut],
+    had_splits: bool,
+    console: Console,
+) -> None:
+    if failures:
+        _say(console, f"{len(failures)} scans could not be prepared:\n{_listed(failures)}", style="yellow")
+    if left_out:
+        _say(console, f"Left out: {counted(left_out)}; {LEFT_OUT} in the dataset lists them.")
+    if not merged.is_changed:
+        _say(console, f"Nothing has changed: {request.dataset} holds all {merged.cases} scans already.")
+        return
+    changes = f"{merged.added} new, {merged.replaced} made anew, {merged.removed} removed"
+    _say(console, f"{request.dataset} holds {merged.cases} scans ({changes}).")
+    if had_splits and (merged.added or merged.removed):
+        _say(
+            console,
+            f"{_SPLITS} of {request.dataset} still lists the old cases: nnU-Net trains the numbered folds on these. "
+            "Remove it if no training has begun; fold 'all' takes every case.",
+            style="yellow",
+        )
 
 
-def _in_parallel(
-    work: Callable[[Item], Result], items: Sequence[Item], workers: int, label: str, console: Console
-) -> Iterator[Result]:
-    """Results as they finish, in processes, with a progress bar; only a few items wait in memory at a time."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(label, total=len(items))
-        for result in _pool_results(work, items, workers):
-            progress.advance(task)
-            yield result
-    if not console.is_terminal:
-        console.print(f"{label}: {len(items)} done.")
+def _listed(scans: Sequence[LeftOut]) -> str:
+    lines = [f"  {scan.path} {scan.detail}" for scan in sorted(scans)[:_SHOWN_PROBLEMS]]
+    more = [f"  ... and {len(scans) - _SHOWN_PROBLEMS} more"] if len(scans) > _SHOWN_PROBLEMS else []
+    return "\n".join([*lines, *more])
 
 
-def _pool_results(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    remaining = iter(items)
-    # Spawned, not forked: torch and blosc2 hold threads that do not survive a fork.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        running: set[Future[Result]] = {pool.submit(work, item) for item in islice(remaining, 2 * workers)}
-        while running:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            running |= {pool.submit(work, item) for item in islice(remaining, len(done))}
-            for future in done:
-                yield future.result()
-    except BrokenProcessPool as error:
-        raise ResumableError(
-            "A worker process was killed, most likely because memory ran out; run the same command again "
-            "with fewer processes (-np 1)"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+def _say(console: Console, text: str, style: str | None = None) -> None:
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True, emoji=False)

@@ -12,6 +12,7 @@ from typing import Any
 
 import blosc2
 import numpy as np
+import torch
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 from numpy.typing import NDArray
 
@@ -20,23 +21,61 @@ from nnssl_mae.files import whole_file
 
 ENDING = ".b2nd"
 _LARGEST_FLOAT16 = 65504.0
+_DIFFERENT_FLOAT16 = 2**16
+# nnU-Net's level 5 takes four to five times as long to write, for 3 to 5 % less room, and is read no faster.
+_CODEC = {"codec": blosc2.Codec.LZ4HC, "clevel": 1, "splitmode": blosc2.SplitMode.ALWAYS_SPLIT, "nthreads": 1}
 
 
-def write_volume(path: Path, volume: np.ndarray, patch_size: Sequence[int]) -> None:
+def as_stored(volume: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
+    """The numbers that are stored; the volume itself if it holds them already.
+
+    Raises:
+        ValueError: a value does not fit into float16.
+    """
+    if volume.dtype == np.float16:
+        return volume
+    low, high = float(volume.min()), float(volume.max())
+    if not max(-low, high) < _LARGEST_FLOAT16:  # nor is it if they are no numbers
+        raise ValueError(f"its normalised values reach {max(-low, high):.3g}, which 16 bit cannot hold")
+    # torch rounds as numpy does, five times as fast.
+    return np.asarray(torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32)).half().numpy())
+
+
+def stored_percentiles(stored: NDArray[np.float16], percentiles: Sequence[float]) -> list[float]:
+    """Percentiles of a volume as ``numpy.percentile`` gives them for the same numbers in 32 bit, exactly.
+
+    Only 65,536 different numbers are possible, so counting them takes the place of sorting voxels.
+
+    Args:
+        stored: of :func:`as_stored`, any shape.
+        percentiles: 0 to 100.
+    """
+    counts = np.bincount(stored.ravel().view(np.uint16), minlength=_DIFFERENT_FLOAT16)
+    values = np.arange(_DIFFERENT_FLOAT16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    present = np.flatnonzero(counts)
+    present = present[np.argsort(values[present], kind="stable")]
+    last = np.cumsum(counts[present]) - 1  # rank of the last voxel of each value
+    places = (stored.size - 1) * (np.asarray(percentiles, dtype=np.float64) / 100)
+    ranks = np.floor(places)
+    low, high = (values[present][np.searchsorted(last, rank)] for rank in (ranks, np.minimum(ranks + 1, last[-1])))
+    share = places - ranks
+    # From the nearer of the two, as numpy does it.
+    between = np.where(share < 0.5, low + (high - low) * share, high - (high - low) * (1 - share))
+    return [float(value) for value in between]
+
+
+def write_volume(path: Path, volume: NDArray[np.floating[Any]], patch_size: Sequence[int]) -> None:
     """Writes one volume by rename.
 
     Args:
         path: ends in ``.b2nd``.
-        volume: (C, Z, Y, X), normalised.
+        volume: (C, Z, Y, X), normalised; best as :func:`as_stored` gives it.
         patch_size: voxels; chunks are chosen for reading such patches.
 
     Raises:
         ValueError: a value does not fit into float16.
     """
-    largest = float(np.abs(volume).max())
-    if not largest < _LARGEST_FLOAT16:
-        raise ValueError(f"its normalised values reach {largest:.3g}, which 16 bit cannot hold")
-    _write(path, np.ascontiguousarray(volume, dtype=np.float16), patch_size, blosc2.Filter.SHUFFLE)
+    _write(path, np.ascontiguousarray(as_stored(volume)), patch_size, blosc2.Filter.SHUFFLE)
 
 
 def exclusion_path(folder: Path, case: str) -> Path:
@@ -57,9 +96,11 @@ def write_exclusion(path: Path, excluded: NDArray[np.bool_], patch_size: Sequenc
 
 def _write(path: Path, array: NDArray[Any], patch_size: Sequence[int], order: blosc2.Filter) -> None:
     blocks, chunks = comp_blosc2_params(array.shape, tuple(patch_size), bytes_per_pixel=array.itemsize)
-    settings = {"codec": blosc2.Codec.LZ4HC, "clevel": 5, "filters": [order], "nthreads": 1}
+    settings = {**_CODEC, "filters": [order]}
+    # Written by Python: blosc2 says of a full disk neither that it is one nor always that something went wrong.
+    frame = blosc2.asarray(array, chunks=chunks, blocks=blocks, cparams=settings, contiguous=True).to_cframe()
     with whole_file(path) as temporary:
-        blosc2.asarray(array, urlpath=str(temporary), chunks=chunks, blocks=blocks, cparams=settings)
+        temporary.write_bytes(frame)
 
 
 def open_volume(path: Path) -> Any:

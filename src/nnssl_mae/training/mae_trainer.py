@@ -26,16 +26,17 @@ from nnssl_mae.masking import hidden_voxels
 from nnssl_mae.networks.pretraining import pretraining_network
 from nnssl_mae.objectives import denormalise_blocks, reconstruction_loss, reconstruction_metrics
 from nnssl_mae.patches.dataset import VolumeDataset
+from nnssl_mae.patches.faults import DamagedCases
+from nnssl_mae.patches.index import CaseIndex
 from nnssl_mae.patches.loader import (
     Batch,
     PatchSettings,
     training_stream,
     validation_stream,
 )
-from nnssl_mae.patches.splits import hold_out_by_subject
+from nnssl_mae.patches.splits import split_cases
 from nnssl_mae.plans import PLANS_SCHEMA, read_block
 from nnssl_mae.recipes.reading import parse_recipe
-from nnssl_mae.scans.cases import read_cases
 from nnssl_mae.training.logger import METRICS, PretrainingLogger, keep_paths_out_of_wandb
 from nnssl_mae.training.one_head_trainer import OneHeadTrainer
 from nnssl_mae.training.optimisers import EpochSchedule, make_optimizer
@@ -69,6 +70,7 @@ class nnUNetTrainerMAE(OneHeadTrainer):
         self.recipe = parse_recipe(block["recipe"], source=f"in the plans {self.plans_manager.plans_name}")
         self.logger: PretrainingLogger = PretrainingLogger(self.logger)
         self._best_ema: float | None = None  # nnU-Net's name; here it holds the lowest validation loss
+        self._damaged = DamagedCases(self.print_to_log_file)
         self.patch_settings = PatchSettings(
             patch_size=tuple(self.configuration_manager.patch_size),
             grid=tuple(
@@ -133,15 +135,15 @@ class nnUNetTrainerMAE(OneHeadTrainer):
     # ------------------------------------------------------------------ data
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """Fold ``all`` holds out scans by subject; numbered folds are nnU-Net's."""
-        if self.fold != "all":
-            self.dataset_class = VolumeDataset
-            training, validation = super().do_split()
-        else:
-            subjects = read_cases(Path(self.preprocessed_dataset_folder))["subject"]
-            training, validation = hold_out_by_subject(
-                dict(zip(subjects.index, subjects, strict=True)), self.recipe.seed
-            )
+        """Whole subjects are held out: once for fold ``all``, by nnU-Net's ``splits_final.json`` for numbered folds."""
+        training, validation = split_cases(
+            CaseIndex(Path(self.preprocessed_dataset_folder)),
+            self.fold,
+            self.recipe.seed,
+            Path(self.preprocessed_dataset_folder_base, "splits_final.json"),
+            write=self.local_rank == 0,
+        )
+        self._damaged.allow_for(len(training))
         self.print_to_log_file(f"Pre-training on {len(training)} scans, validating on {len(validation)} scans.")
         return training, validation
 
@@ -191,6 +193,7 @@ class nnUNetTrainerMAE(OneHeadTrainer):
 
     def train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
         """One optimiser step. The loss stays on the device until the epoch ends."""
+        self._damaged.add(batch.get("replaced", ()))
         batch = self._on_device(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(
@@ -229,6 +232,7 @@ class nnUNetTrainerMAE(OneHeadTrainer):
 
     def validation_step(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Loss and metrics of each case, over hidden voxels only."""
+        self._damaged.add(batch.get("replaced", ()))
         batch = self._on_device(batch)
         prediction = self._in_image_units(self._reconstruct(batch), batch)
         return reconstruction_metrics(
@@ -246,11 +250,20 @@ class nnUNetTrainerMAE(OneHeadTrainer):
         return denormalise_blocks(prediction, batch["data"], batch["hidden"], batch.get("excluded"))
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, torch.Tensor]]) -> None:
-        """Logs the means over all held-out cases."""
+        """Logs the means over all held-out cases, and the damaged cases that other processes met."""
+        self._share_damage()
         means = self._mean_over_cases(val_outputs)
         self.logger.log("val_losses", means["loss"], self.current_epoch)
         for name in METRICS:
             self.logger.log(name, means[name], self.current_epoch)
+
+    def _share_damage(self) -> None:
+        """Counts damaged cases over all processes, so that all of them stop where they are too many."""
+        if not self.is_ddp:
+            return
+        gathered: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
+        dist.all_gather_object(gathered, self._damaged.problems)
+        self._damaged.add(fault for problems in gathered for fault in problems.items())
 
     def _mean_over_cases(self, outputs: list[dict[str, torch.Tensor]]) -> dict[str, float]:
         """Means over the cases of which something counts; one that is not a number shows in the mean."""
@@ -365,8 +378,10 @@ class nnUNetTrainerMAE(OneHeadTrainer):
         self.network.eval()
         with torch.no_grad():
             means = self._mean_over_cases([self.validation_step(batches[i]) for i in range(len(batches))])
+        self._share_damage()
         if self.local_rank == 0:
-            summary = {"val_loss": means["loss"], **{m: means[m] for m in METRICS}, "cases": len(validation)}
+            cases = len(set(validation).difference(self._damaged.problems))
+            summary = {"val_loss": means["loss"], **{m: means[m] for m in METRICS}, "cases": cases}
             folder = Path(self.output_folder, "validation")
             folder.mkdir(exist_ok=True)
             write_json(folder / "summary.json", summary)

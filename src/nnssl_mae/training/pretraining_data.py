@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from nnssl_mae.patches.dataset import VolumeDataset
+from nnssl_mae.patches.index import CaseIndex
 from nnssl_mae.patches.loader import OnePass, PatchSettings, TrainingBatches, ValidationBatches, epoch_iterations
 from nnssl_mae.recipes.pretraining import Recipe
-from nnssl_mae.scans.cases import read_cases, read_foreground
 
 
 @dataclass(frozen=True)
@@ -28,27 +28,26 @@ class PretrainingData:
     rank: int = 0
     processes: int = 1
 
+    @cached_property
+    def index(self) -> CaseIndex:
+        """All cases of the dataset."""
+        return CaseIndex(self.folder)
+
     def training(self, cases: Sequence[str]) -> TrainingBatches:
         """Augmented batches of these cases."""
         return TrainingBatches(
-            VolumeDataset(str(self.folder), list(cases)),
+            self.index.select(sorted(cases)),
             self.settings,
             self.recipe.augmentation,
             self.batch_size,
             self.rank,
-            self._foreground(cases),
+            self.recipe.sampling,
             OnePass(self.global_batch, self._offset()) if self.recipe.schedule.iterations == "dataset" else None,
         )
 
     def validation(self, cases: Sequence[str]) -> ValidationBatches:
         """Batches of these cases that never change."""
-        table = read_cases(self.folder)
-        widths = table["percentile_99_5"] - table["percentile_00_5"]
-        data_range = dict(zip(table.index, widths, strict=True))
-        volumes = VolumeDataset(str(self.folder), list(cases))
-        return ValidationBatches(
-            volumes, self.settings, data_range, list(cases), self.batch_size, self._foreground(cases)
-        )
+        return ValidationBatches(self.index.select(cases), self.settings, self.batch_size)
 
     def share_of(self, cases: Sequence[str]) -> list[str]:
         """The cases that this process validates."""
@@ -63,6 +62,3 @@ class PretrainingData:
         """Where the patches of this process start in the batch of all."""
         each, rest = divmod(self.global_batch, self.processes)
         return self.rank * each + min(self.rank, rest)
-
-    def _foreground(self, cases: Sequence[str]) -> dict[str, bytes] | None:
-        return None if self.recipe.masking.region == "uniform" else read_foreground(self.folder, cases)

@@ -1,189 +1,16 @@
-"""The command line: one function a verb, thin."""
+"""``pretrain``, ``adapt``, ``schedule``, ``preview``: from volumes to weights, and from weights to plans."""
 
 from __future__ import annotations
 
-import sys
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from nnssl_mae import __version__
+from nnssl_mae.cli.app import Dataset, Device, app
 from nnssl_mae.errors import UserError
-
-app = typer.Typer(
-    name="nnssl-mae",
-    help="Masked-autoencoder pre-training for stock nnU-Net v2.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-Dataset = Annotated[int, typer.Option("-d", "--dataset", help="nnU-Net dataset number, 1 to 999.")]
-Device = Annotated[str, typer.Option("--device", help="cuda or cpu.")]
-
-
-def main() -> None:
-    """Entry point: a :class:`UserError` becomes one sentence on stderr and exit code 2."""
-    try:
-        app(args=join_numbers(sys.argv[1:]))
-    except UserError as error:
-        print(f"nnssl-mae: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-def join_numbers(arguments: list[str]) -> list[str]:
-    """Makes one argument of the numbers after ``--spacing`` and ``--patch``, which take three numbers or one word."""
-    joined: list[str] = []
-    remaining = list(arguments)
-    while remaining:
-        joined.append(remaining.pop(0))
-        if joined[-1] in ("--spacing", "--patch"):
-            numbers = list(takewhile(_is_number, remaining[:3]))
-            joined += [" ".join(numbers)] if numbers else []
-            del remaining[: len(numbers)]
-    return joined
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _show_version(asked: bool) -> None:
-    if asked:
-        print(__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
-    ] = False,
-) -> None:
-    pass
-
-
-@app.command()
-def doctor() -> None:
-    """Check this machine: versions, known-bad pairs, nnU-Net's folders, trainer discovery, disk."""
-    from nnssl_mae.doctor.report import run_doctor
-
-    raise typer.Exit(run_doctor(Console()))
-
-
-def _spacing(values: list[str]) -> Any:
-    if len(values) == 1 and values[0] in ("native", "median"):
-        return values[0]
-    return _three(values, float, "--spacing", "three numbers in mm (z y x), 'native' or 'median'")
-
-
-def _patch(values: list[str]) -> Any:
-    if values == ["planner"]:
-        return "planner"
-    return _three(values, int, "--patch", "three whole numbers of voxels (z y x) or 'planner'")
-
-
-def _three(values: list[str], kind: Any, option: str, expected: str) -> Any:
-    try:
-        numbers = tuple(kind(value) for value in values)
-    except ValueError:
-        numbers = ()
-    if len(numbers) != 3:
-        raise UserError(f"{option} {' '.join(values)} is not possible; give {expected}")
-    return numbers
-
-
-_PLANNED = (
-    "batch_size", "base_features", "max_features", "blocks_per_stage", "convs_per_decoder_stage", "max_stages",
-)  # fmt: skip
-
-
-def _changes(published: Any, texts: list[str], spacing: str | None, patch: str | None, batch: int | None) -> Any:
-    """The user's changes of a recipe, dotted key by value: ``--set``, and the three options that are short for it."""
-    from nnssl_mae.recipes.pretraining import Recipe
-    from nnssl_mae.recipes.reading import assignments, changed_summary
-
-    changes = assignments(texts, Recipe)
-    short = {
-        "data.spacing": ("--spacing", None if spacing is None else _spacing(spacing.split())),
-        "network.patch_size": ("--patch", None if patch is None else _patch(patch.split())),
-        "network.batch_size": ("--batch", batch),
-    }
-    for key, (option, value) in short.items():
-        if value is None:
-            continue
-        if key in changes:
-            raise UserError(f"{option} and --set {key} decide the same value; leave one out")
-        changes[key] = value
-    is_planned = changes.get("network.patch_size", published.network.patch_size) == "planner"
-    planned = [f"network.{key}" for key in _PLANNED if f"network.{key}" in changes]
-    if is_planned and planned:
-        option = "--batch" if batch is not None else f"--set {planned[0]}"
-        raise UserError(f"{option} cannot be used with a planner patch: nnU-Net's plan decides both; leave one out")
-    if changes and "summary" not in changes:
-        changes["summary"] = changed_summary(published.summary, list(changes))
-    return changes
-
-
-@app.command()
-def prepare(
-    scans: Annotated[list[Path], typer.Argument(help="Folders of NIfTI scans (any depth) or single files.")],
-    dataset: Dataset,
-    name: Annotated[str, typer.Option("-n", "--name", help="Name of the new dataset.")],
-    recipe: Annotated[str, typer.Option(help="Shipped recipe, or a YAML file.")] = "mae",
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", help="Change one value of the recipe: masking.ratio=0.6. Repeatable.")
-    ] = None,
-    spacing: Annotated[
-        str | None, typer.Option(help="'1 1 1' (mm, z y x), 'native' (no resampling) or 'median'.")
-    ] = None,
-    patch: Annotated[str | None, typer.Option(help="'160 160 160' (voxels) or 'planner'.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Patches a step, over all GPUs.")] = None,
-    subject_regex: Annotated[
-        str | None, typer.Option(help="Expression whose first group in the path is the subject.")
-    ] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unusable scans out.")] = False,
-    exclude_suffix: Annotated[
-        str, typer.Option(help="Ending of the names of exclusion masks beside the scans (defaced regions).")
-    ] = "_exclude",
-    workers: Annotated[int, typer.Option("-np", help="Processes.", min=1)] = 4,
-) -> None:
-    """Prepare unlabelled scans for pre-training: check, plan, preprocess."""
-    from nnssl_mae.plans import CONFIGURATION, PRETRAINING_PLANS
-    from nnssl_mae.recipes.reading import load_recipe, override
-    from nnssl_mae.scans.prepare import prepare as run
-
-    published = load_recipe(recipe)
-    console = Console()
-    folder = run(
-        scans,
-        dataset,
-        name,
-        override(published, _changes(published, changes or [], spacing, patch, batch)),
-        published,
-        console,
-        subject_regex=subject_regex,
-        skip_bad=skip_bad,
-        workers=workers,
-        exclude_suffix=exclude_suffix,
-    )
-    console.print(f"Prepared {folder}", soft_wrap=True, highlight=False, markup=False)
-    console.print("Next, pre-train (add -device cpu without a GPU):")
-    console.print(
-        f"  nnUNetv2_train {dataset} {CONFIGURATION} all -tr nnUNetTrainerMAE -p {PRETRAINING_PLANS}",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
 
 
 @app.command()
@@ -342,17 +169,3 @@ def preview(
     from nnssl_mae.evaluation.preview_scans import preview as run
 
     run(checkpoint, scans, out, Console(), ratio, seed, block_size, device)
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything the demonstration writes.")] = Path("demo_output"),
-    device: Device = "cpu",
-    full: Annotated[bool, typer.Option("--full", help="Larger network and volumes, for a GPU.")] = False,
-) -> None:
-    """Show the whole path on real brain anatomy; ends with report.html and pictures."""
-    from nnssl_mae.demo.stages import run_demo
-
-    console = Console()
-    report = run_demo(out, device, full, console)
-    console.print(f"Open {report}", soft_wrap=True, highlight=False, markup=False)

@@ -1,0 +1,44 @@
+"""The command line: one function a verb, thin."""
+
+from __future__ import annotations
+
+import sys
+from itertools import takewhile
+
+from nnssl_mae.cli import benching, checking, preparing, scanning, training
+from nnssl_mae.cli.app import app
+from nnssl_mae.errors import UserError
+
+__all__ = ["app", "benching", "checking", "join_numbers", "main", "preparing", "scanning", "training"]
+
+
+def main() -> None:
+    """Entry point: a :class:`UserError` becomes one sentence on stderr and exit code 2."""
+    try:
+        app(args=join_numbers(sys.argv[1:]))
+    except UserError as error:
+        print(f"nnssl-mae: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+_NUMBERS_AFTER = {"--spacing": 3, "--patch": 3, "--clip-percentiles": 2}
+
+
+def join_numbers(arguments: list[str]) -> list[str]:
+    """Makes one argument of the numbers after ``--spacing`` and the like, which take several numbers or one word."""
+    joined: list[str] = []
+    remaining = list(arguments)
+    while remaining:
+        joined.append(remaining.pop(0))
+        numbers = list(takewhile(_is_number, remaining[: _NUMBERS_AFTER.get(joined[-1], 0)]))
+        joined += [" ".join(numbers)] if numbers else []
+        del remaining[: len(numbers)]
+    return joined
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

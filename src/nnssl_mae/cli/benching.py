@@ -1,0 +1,50 @@
+"""``bench``: how fast the parts are on this machine, beside stock nnU-Net in the same run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from nnssl_mae.cli.app import app
+
+bench_app = typer.Typer(no_args_is_help=True, context_settings=app.info.context_settings)
+app.add_typer(
+    bench_app, name="bench", help="Measure parts on this machine, as ratios to stock nnU-Net in the same run."
+)
+
+Repeats = Annotated[int, typer.Option(help="How often each side is timed, in turn.", min=1)]
+
+
+@bench_app.command()
+def prepare(
+    scan: Annotated[Path | None, typer.Argument(help="A scan of yours; default brains made of a template.")] = None,
+    repeats: Repeats = 3,
+) -> None:
+    """Preprocessing on one core: volumes an hour, size on disk, largest difference."""
+    from nnssl_mae.bench.prepare import bench_prepare
+
+    bench_prepare(Console(), scan, repeats)
+
+
+@bench_app.command()
+def loader(
+    patch: Annotated[int, typer.Option(help="Edge of the patch in voxels.", min=16)] = 160,
+    repeats: Repeats = 3,
+) -> None:
+    """Loading on one core: patches a second from disk to tensor."""
+    from nnssl_mae.bench.loader import bench_loader
+
+    bench_loader(Console(), patch=(patch,) * 3, repeats=repeats)
+
+
+@bench_app.command()
+def startup(
+    cases: Annotated[int, typer.Option(help="How many cases the dataset has.", min=10)] = 40_000,
+) -> None:
+    """From the start of training to the first batch, and memory, with many cases."""
+    from nnssl_mae.bench.startup import bench_startup
+
+    bench_startup(Console(), cases)

@@ -1,0 +1,114 @@
+"""One scan into one stored volume: what a worker process does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from numpy.typing import NDArray
+
+from nnssl_mae.catalogue.find import Scan
+from nnssl_mae.catalogue.read import ScanProblem
+from nnssl_mae.files import unique_word
+from nnssl_mae.parallel import Failure
+from nnssl_mae.plans import CONFIGURATION
+from nnssl_mae.scans.foreground import encode_occupancy, foreground_mask
+from nnssl_mae.scans.preprocess import BeyondStock, Preprocessed, preprocess
+from nnssl_mae.scans.records import Failed, Finished
+from nnssl_mae.scans.storage import ENDING, exclusion_path, write_exclusion, write_volume
+
+
+@dataclass(frozen=True)
+class Task:
+    """A scan to prepare; ``cost`` is the memory that takes, in bytes."""
+
+    scan: Scan
+    key: str
+    cost: float
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where volumes go: written in ``unfinished``, renamed to ``volumes`` when they are whole.
+
+    So the data folder never holds a file of another ending, which nnU-Net would refuse, whatever is killed when.
+    """
+
+    volumes: Path
+    unfinished: Path
+
+
+def prepare_case(task: Task, plans: Mapping[str, Any], beyond_stock: BeyondStock, target: Target) -> Finished | Failed:
+    """Preprocesses a scan and stores its exclusion mask and its volume, in this order.
+
+    Returns:
+        a record; of a failure if it is the scan's fault.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    manager = PlansManager(dict(plans))
+    configuration = manager.get_configuration(CONFIGURATION)
+    try:
+        done = preprocess(task.scan, manager, configuration, beyond_stock)
+        _check(done)
+        return _store(task, done, configuration.patch_size, target)
+    except ScanProblem as problem:
+        return Failed(task.scan.case, task.key, problem.check, problem.detail)
+
+
+def _check(done: Preprocessed) -> None:
+    """What the checks of the catalogue cannot know, because it comes from preprocessing."""
+    if not np.isfinite(done.volume).all():
+        raise ScanProblem("not_finite", "has NaN or infinite voxels once it is normalised")
+    if done.volume.min() == done.volume.max():
+        raise ScanProblem("constant", "is constant once it is cropped and clipped")
+    if done.excluded is not None and done.excluded.all():
+        raise ScanProblem("exclusion_mask", "is excluded as a whole by its mask")
+
+
+def _store(task: Task, done: Preprocessed, patch_size: Any, target: Target) -> Finished:
+    case, name = task.scan.case, unique_word()
+    mask, volume = exclusion_path(target.volumes, case), target.volumes / f"{case}{ENDING}"
+    unfinished = target.unfinished / f"{name}{ENDING}"
+    exclusion_size = 0
+    if done.excluded is not None and done.excluded.any():
+        write_exclusion(unfinished, done.excluded, patch_size)
+        exclusion_size = unfinished.stat().st_size
+        unfinished.replace(mask)
+    else:
+        mask.unlink(missing_ok=True)  # of an earlier version of the scan
+    try:
+        write_volume(unfinished, done.volume, patch_size)
+    except ValueError as error:
+        raise ScanProblem("range", f"cannot be stored: {error}") from error
+    size = unfinished.stat().st_size
+    unfinished.replace(volume)
+    low, high, foreground = describe(done.volume.astype(np.float16).astype(np.float32))
+    return Finished(case, task.key, size, exclusion_size, done.volume.shape[1:], low, high, foreground)
+
+
+def describe(volume: NDArray[np.float32]) -> tuple[float, float, bytes]:
+    """What the case table says of a volume as it is stored, (1, Z, Y, X): 0.5 and 99.5 percentile, foreground grid."""
+    low, high = np.percentile(volume, (0.5, 99.5))
+    return float(low), float(high), encode_occupancy(foreground_mask(volume[0]))
+
+
+def failed(task: Task, failure: Failure) -> Failed:
+    """The record of a scan whose process raised an unexpected error or died."""
+    check = "process" if not failure.details else "memory" if "MemoryError" in failure.details else "error"
+    return Failed(task.scan.case, task.key, check, f"could not be prepared: {failure.summary}{_place(failure.details)}")
+
+
+def _place(details: str) -> str:
+    """Where an error was raised, by the last frame of a traceback: without folders, which differ between machines."""
+    frames = [line.strip() for line in details.splitlines() if line.strip().startswith('File "')]
+    if not frames:
+        return ""
+    file, line, *rest = frames[-1].split(", ")
+    name = Path(file.removeprefix('File "').rstrip('"')).name
+    return f" ({', '.join([name, line, *rest])})"
