@@ -12,6 +12,7 @@ import importlib.util
 import os
 import shutil
 import struct
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -510,3 +511,20 @@ def _regions(data: NDArray[np.int16], step: int = 8) -> NDArray[np.uint8]:
     labels = places[0] + 4 * places[1] + 16 * places[2] + 1
     offset = int(data.sum()) % 5
     return np.where(data > 0, (labels + offset) % 60 + 1, 0).astype(np.uint8)
+
+
+def main() -> None:
+    """Plants the whole tree in a temporary folder, scans it, and prints the table of docs/scans.md."""
+    from rich.console import Console
+
+    from nnssl_mae.catalogue.checks import Limits
+    from nnssl_mae.catalogue.scan import scan_folders
+
+    with tempfile.TemporaryDirectory() as temporary:
+        plants = plant(Path(temporary, "tree"), full=True)
+        catalogue = scan_folders([Path(temporary, "tree")], Path(temporary, "catalogue"), Limits(), Console(quiet=True))
+        print(markdown_table(plants, catalogue.rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -226,3 +226,12 @@ def test_voxels_in_another_file_count_for_size_and_time(tmp_path) -> None:
     assert found.bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
     os.utime(tmp_path / "a.raw", ns=(1, found.modified_ns + 10**9))
     assert stamp(found.scan) == (found.bytes, found.modified_ns + 10**9)
+
+
+def test_thousands_of_dicom_files_are_looked_at_in_processes(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("nnssl_mae.catalogue.find._FILES_WORTH_PROCESSES", 1)
+    for n in range(2):
+        write_dicom(tmp_path / str(n), brain((9, 8, 3)), series=f"1.{n}", patient=str(n))
+    inside = find_scans([tmp_path], workers=2)
+    monkeypatch.undo()
+    assert inside.found == find_scans([tmp_path]).found and len(inside.found) == 2

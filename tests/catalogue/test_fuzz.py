@@ -69,7 +69,7 @@ def test_damaged_files(data, originals, tmp_path, capfd) -> None:
 
 
 @pytest.mark.soak
-@settings(max_examples=10_000, deadline=None, suppress_health_check=SUPPRESSED)
+@settings(max_examples=4_000, deadline=None, suppress_health_check=SUPPRESSED)
 @given(data=st.data())
 def test_many_damaged_files(data, originals, tmp_path, capfd) -> None:
     fuzz_contents(data, originals, tmp_path, capfd)
@@ -117,7 +117,7 @@ def test_odd_names(names, endings, tmp_path, capfd, monkeypatch) -> None:
 
 
 @pytest.mark.soak
-@settings(max_examples=1500, deadline=None, suppress_health_check=SUPPRESSED)
+@settings(max_examples=600, deadline=None, suppress_health_check=SUPPRESSED)
 @given(
     names=st.lists(NAMES, min_size=1, max_size=6), endings=st.lists(st.sampled_from(ENDINGS), min_size=1, max_size=3)
 )

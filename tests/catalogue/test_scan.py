@@ -16,7 +16,7 @@ from nnssl_mae.catalogue.pictures import read_pictures
 from nnssl_mae.catalogue.rules import add_rule
 from nnssl_mae.catalogue.scan import refresh, scan_folders
 from nnssl_mae.catalogue.table import Catalogue, is_catalogue, read_catalogue, scan_of
-from nnssl_mae.errors import UserError
+from nnssl_mae.errors import ResumableError, UserError
 from tests.catalogue.scan_files import brain, write_nifti
 
 GRID = np.diag([3.0, 3.0, 4.0, 1.0])
@@ -204,3 +204,15 @@ def test_bad_options(tree, tmp_path) -> None:
         run(tmp_path / "nowhere")
     with pytest.raises(UserError, match="1 or more processes"):
         run(tree, workers=0)
+
+
+def test_a_full_disk_is_a_sentence_and_the_next_run_goes_on(tree, in_this_process, monkeypatch) -> None:
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_catalogue", full)
+        with pytest.raises(ResumableError, match="No space left on device"):
+            run(tree)
+    in_this_process.clear()
+    assert len(run(tree)[0].accepted) == 3 and in_this_process == []

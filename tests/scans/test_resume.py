@@ -353,8 +353,11 @@ def test_a_full_disk_keeps_what_is_done(lab, uninterrupted, monkeypatch) -> None
     assert files_of(lab.final) == uninterrupted
 
 
-def test_a_disk_that_is_full_for_a_process_and_its_workers(lab, scans, uninterrupted) -> None:
-    """A real limit: no file can be larger than 60,000 bytes, which plans are not and some volumes are."""
+def test_a_disk_that_is_full_for_a_process_and_its_workers(lab, scans, uninterrupted, monkeypatch) -> None:
+    """A real limit: no file can be larger than 60,000 bytes, which some volumes are."""
+    with monkeypatch.context() as patch, pytest.raises(Killed):  # after planning, which would take seconds again
+        kill_when(patch, prepare_module, "_preprocess", 1)
+        lab.prepare()
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # noqa: E731
     done = subprocess.run(command(scans), capture_output=True, text=True, preexec_fn=limit)
     assert done.returncode == 2, done.stderr

@@ -14,6 +14,7 @@ import nibabel
 import pytest
 from rich.console import Console
 
+from nnssl_mae.catalogue.table import Catalogue
 from nnssl_mae.errors import UserError
 from nnssl_mae.scans import merge as merge_module
 from nnssl_mae.scans import one_case
@@ -72,7 +73,20 @@ def test_every_case_belongs_to_one_shard(request_) -> None:
         dataclasses.replace(request_, shard=(1, 7), restart=True)
 
 
-def test_two_shards_in_two_processes_equal_one_run(scans, one_run, preprocessed) -> None:
+def killed(*args: object) -> None:
+    raise KeyboardInterrupt
+
+
+def begin(catalogue: Catalogue, request: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans, and is killed then: measuring in processes would take seconds again."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(prepare_module, "in_processes", one_by_one)
+        patch.setattr(prepare_module, "_preprocess", killed)
+        prepare(catalogue, request, QUIET)
+
+
+def test_two_shards_in_two_processes_equal_one_run(scans, request_, one_run, preprocessed, monkeypatch) -> None:
+    begin(catalogue_of(scans), request_, monkeypatch)
     processes = [
         subprocess.Popen(command(scans, f"{part}/2"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for part in (1, 2)
@@ -101,10 +115,6 @@ def test_the_last_one_puts_together_what_others_left(scans, request_, one_run, p
     assert results[0].waiting > 0
     assert results[-1].folder == preprocessed / "Dataset900_Brains"
     assert files_of(results[-1].folder) == one_run
-
-
-def killed(*args: object) -> None:
-    raise KeyboardInterrupt
 
 
 def both_at_once(monkeypatch: pytest.MonkeyPatch, function: str, runs: Sequence[object]) -> list[object]:
@@ -190,10 +200,12 @@ def dies_of_s1(task: Task, plans: dict, beyond_stock: object, target: Target) ->
 
 
 def test_a_scan_that_kills_its_process_is_named_and_skipped(scans, request_, preprocessed, monkeypatch) -> None:
-    monkeypatch.setattr(prepare_module, "prepare_case", dies_of_s1)
     request = dataclasses.replace(request_, workers=1)
     catalogue = catalogue_of(scans)
-    result = prepare(dataclasses.replace(catalogue, rows=catalogue.rows[:2]), request, QUIET)
+    catalogue = dataclasses.replace(catalogue, rows=catalogue.rows[:2])
+    begin(catalogue, request, monkeypatch)
+    monkeypatch.setattr(prepare_module, "prepare_case", dies_of_s1)
+    result = prepare(catalogue, request, QUIET)
     assert (result.prepared, result.failed) == (1, 1)
     text = (preprocessed / "Dataset900_Brains" / "left_out.csv").read_text()
     assert 's1,process,"could not be prepared: ended its process each of 2 times (SIGKILL' in text

@@ -26,12 +26,13 @@ from nnssl_mae.catalogue.find import Scan
 from nnssl_mae.catalogue.read import ScanProblem, read_voxels
 from nnssl_mae.errors import UserError
 from nnssl_mae.plans import CONFIGURATION
-from nnssl_mae.scans.one_case import Target, Task, describe, prepare_case
+from nnssl_mae.scans.foreground import encode_occupancy, foreground_mask
+from nnssl_mae.scans.one_case import Target, Task, prepare_case
 from nnssl_mae.scans.planning import dataset_json
 from nnssl_mae.scans.preprocess import BeyondStock, nonzero_box, preprocess
 from nnssl_mae.scans.records import Failed
 from nnssl_mae.scans.resample import resample
-from nnssl_mae.scans.storage import ENDING, as_stored, open_volume, write_volume
+from nnssl_mae.scans.storage import ENDING, as_stored, open_volume, stored_percentiles, write_volume
 
 _SPACING = (1.0, 1.0, 1.0)
 _PATCH = (160, 160, 160)
@@ -269,6 +270,10 @@ def _steps(path: Path, folder: Path) -> list[Step]:
             written.unlink(missing_ok=True)
         nnUNetDatasetBlosc2.save_case(volume, new_label, {}, str(folder / "step"), *_chunks(volume, new_label))
 
+    def describe() -> None:
+        stored_percentiles(stored, (0.5, 99.5))
+        encode_occupancy(foreground_mask(stored[0].astype(np.float32)))
+
     return [
         ("read", lambda: reader.read_images([str(path)]), lambda: read_voxels(scan, "RAS")),
         ("find the box to keep", lambda: crop_to_nonzero(voxels), lambda: nonzero_box(voxels[0])),
@@ -280,7 +285,7 @@ def _steps(path: Path, folder: Path) -> list[Step]:
         ),
         ("resample a label", lambda: configuration.resampling_fn_seg(label, *grids), None),
         ("write", save, lambda: write_volume(folder / f"step{ENDING}", as_stored(volume), _PATCH)),
-        ("percentiles and foreground", None, lambda: describe(stored.astype(np.float32))),
+        ("percentiles and foreground", None, describe),
     ]
 
 

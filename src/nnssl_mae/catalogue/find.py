@@ -77,7 +77,7 @@ class FoundScans:
     lonely_masks: list[Path]
     """Exclusion masks whose scan does not lie beside them."""
     closed: list[tuple[Path, str]] = field(default_factory=list)
-    """Folders that could not be listed, and why."""
+    """Folders that could not be listed, or their DICOM files not be looked at, and why."""
 
     @property
     def scans(self) -> list[Scan]:
@@ -124,7 +124,7 @@ def find_scans(
         folders = list(_folders_of(source, walk))
         if not source.is_dir():
             masks.single_files |= {(file.path.parent, file.path.name) for file in folders[0].volumes}
-        here = list(_scans_in(folders, dataset, masks, workers))
+        here = list(_scans_in(folders, dataset, masks, workers, walk.closed))
         if not here and not was_visited and not masks.any_in(folders):
             raise UserError(f"{source} holds no scan ({_SHOWN}, or DICOM) at any depth; check the folder")
         found += _with_subjects(here, expression)
@@ -289,21 +289,27 @@ def _identity(folder: Path) -> tuple[int, int]:
     return (status.st_dev, status.st_ino)
 
 
-def _scans_in(folders: Sequence[Folder], dataset: str, masks: _Masks, workers: int) -> Iterator[_Unnamed]:
+def _scans_in(
+    folders: Sequence[Folder], dataset: str, masks: _Masks, workers: int, closed: list[tuple[Path, str]]
+) -> Iterator[_Unnamed]:
     for folder in folders:
         for file in folder.volumes:
             if not masks.holds(file.path):
                 scan = Scan(file.path, stem(file.path), "", dataset=dataset)
                 yield _Unnamed(scan, file.relative, None, file.bytes, file.modified_ns)
-    for folder, slices in _dicom_slices([folder for folder in folders if folder.maybe_dicom], workers):
+    for folder, slices in _dicom_slices([folder for folder in folders if folder.maybe_dicom], workers, closed):
         yield from _series_in(folder, slices, dataset)
 
 
-def _dicom_slices(folders: Sequence[Folder], workers: int) -> Iterator[tuple[Folder, list[Slice]]]:
+def _dicom_slices(
+    folders: Sequence[Folder], workers: int, closed: list[tuple[Path, str]]
+) -> Iterator[tuple[Folder, list[Slice]]]:
     if sum(len(folder.maybe_dicom) for folder in folders) < _FILES_WORTH_PROCESSES:
         yield from ((folder, slices_in(folder)) for folder in folders)
         return
     for outcome in in_processes(slices_in, folders, workers):
+        if outcome.failure is not None:
+            closed.append((outcome.item.path, outcome.failure.summary))
         yield outcome.item, outcome.result or []
 
 

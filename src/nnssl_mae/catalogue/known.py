@@ -132,13 +132,25 @@ class Known:
             self._headers[row.path, row.series] = row
 
 
+@contextlib.contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """A sentence where the catalogue cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise ResumableError(
+            f"Nothing can be written to {folder} ({error.strerror}); what is done stays: make room or choose another "
+            "folder with -o, and run the same command again"
+        ) from error
+
+
 class Notes:
     """Writes down each finished scan, for the case that this run is killed; a context manager."""
 
     def __init__(self, folder: Path, journal: Path, pictures: Path) -> None:
         self._folder = folder
         self.places: dict[Key, Place] = {}
-        with self._disk():
+        with writing_to(self._folder):
             self._journal, self._pictures = Journal(journal), GrowingPictures(pictures)
 
     def write(self, row: ScanRow, examined: Examined) -> None:
@@ -147,23 +159,13 @@ class Notes:
         Raises:
             ResumableError: the disk is full.
         """
-        with self._disk():
+        with writing_to(self._folder):
             place = self._pictures.append(examined.picture) if examined.picture else None
             values = {name: getattr(row, name) for name in COLUMNS}
             changed = {name: value for name, value in values.items() if value != _DEFAULTS[name] and value == value}
             self._journal.append({"row": changed, "picture": place})
         if place is not None:
             self.places[_key(row)] = place
-
-    @contextlib.contextmanager
-    def _disk(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise ResumableError(
-                f"Nothing can be written to {self._folder} ({error.strerror}); what is done stays: make room or choose "
-                "another folder with -o, and run the same command again"
-            ) from error
 
     def __enter__(self) -> Notes:
         return self

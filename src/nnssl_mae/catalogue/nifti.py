@@ -56,6 +56,8 @@ def open_nifti(path: Path) -> NiftiFile:
         raise
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ScanProblem("truncated", f"ends inside its header or is damaged there ({why(error)})") from error
+    except OSError as error:
+        raise ScanProblem("unreadable", f"cannot be read ({why(error)})") from error
     except Exception as error:  # nibabel raises many kinds for damaged headers; the text goes to the user
         raise ScanProblem("unreadable", f"has no readable NIfTI header ({why(error)})") from error
     grid, volumes = _grid(shape)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from nnssl_mae.catalogue.checks import Limits, duplicate_verdicts, header_verdict, voxel_verdict
 from nnssl_mae.catalogue.examine import Examined, examine_header, examine_voxels
-from nnssl_mae.catalogue.find import EXCLUDE_SUFFIX, Found, Scan, find_scans, frames_of, stamp
+from nnssl_mae.catalogue.find import EXCLUDE_SUFFIX, Found, Scan, find_scans, frames_of, path_text, stamp
 from nnssl_mae.catalogue.find import with_unique_names as named
 from nnssl_mae.catalogue.known import (
     Known,
@@ -24,6 +24,7 @@ from nnssl_mae.catalogue.known import (
     new_row,
     rows_of,
     without_voxels,
+    writing_to,
 )
 from nnssl_mae.catalogue.read import format_of
 from nnssl_mae.catalogue.rules import apply_rules
@@ -90,13 +91,13 @@ def scan_folders(
     found = find_scans(roots, subject_regex, exclude_suffix, names, workers)
     print_found(found, console)
     known = Known(None) if rehash else known
-    journal = folder / (f"re{_JOURNAL}" if rehash else _JOURNAL)
-    pictures = folder / (f"re{_PICTURES}" if rehash else _PICTURES)
+    journal, pictures = (folder / f"{'re' if rehash else ''}{name}" for name in (_JOURNAL, _PICTURES))
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
     known.read_journal(journal)
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
     settings = {
-        "roots": [str(root.absolute()) for root in roots],
+        "roots": [path_text(root.absolute()) for root in roots],
         "limits": asdict(limits),
         "subject_regex": subject_regex,
         "exclude_suffix": exclude_suffix,
@@ -106,14 +107,14 @@ def scan_folders(
     }
     with Notes(folder, journal, pictures) as notes:
         work = _Work(known, notes, console, workers)
-        rows = work.headers(found.found)
-        rows = work.split(found.found, rows, split_4d, names)
+        rows = work.split(found.found, work.headers(found.found), split_4d, names)
         if not headers_only:
             rows = work.voxels(rows, limits)
         catalogue = apply_rules(Catalogue(_table(_judged(rows, limits)), settings))
         places = {row.case: place for row in rows if (place := notes.places.get(_key(row)) or known.place(row))}
-        write_thumbnails(folder, _cases_with_pictures(catalogue), places, pictures)
-        write_catalogue(folder, catalogue)
+        with writing_to(folder):
+            write_thumbnails(folder, _cases_with_pictures(catalogue), places, pictures)
+            write_catalogue(folder, catalogue)
     for path in (journal, pictures):
         path.unlink(missing_ok=True)
     print_result(catalogue, folder, earlier, console)
@@ -136,7 +137,8 @@ def refresh(catalogue: Catalogue, workers: int, console: Console, rehash: bool =
     """
     rows = rows_of(catalogue)
     changed: dict[int, ScanRow] = {}
-    for place, row in enumerate(rows):
+    for place in sorted(range(len(rows)), key=lambda n: rows[n].path):  # all series of a folder together
+        row = rows[place]
         size, newest = stamp(scan_of(row))
         if not newest:
             changed[place] = _gone(row)

@@ -119,4 +119,6 @@ def _reconstruction(recipe_content: Mapping[str, Any], path: Path) -> Reconstruc
         masking=recipe.masking,
         target_normalisation=recipe.loss.target_normalisation,
         clip_percentile=recipe.data.clip_percentile,
+        clip_low_percentile=recipe.data.clip_low_percentile,
+        crop=recipe.data.crop,
     )

@@ -20,6 +20,7 @@ from nnunetv2.preprocessing.resampling.default_resampling import compute_new_sha
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
+from nnssl_mae.checkpoints.describe import ReconstructionInfo
 from nnssl_mae.checkpoints.read import Checkpoint
 from nnssl_mae.checkpoints.transfer import Part, check_fit, select, widen_stem
 from nnssl_mae.errors import UserError
@@ -196,6 +197,19 @@ def _reader(checkpoint: Checkpoint, ending: str) -> str:
     return str(determine_reader_writer_from_file_ending(ending, verbose=False).__name__)
 
 
+def _beyond_stock(info: ReconstructionInfo) -> list[tuple[str, str]]:
+    """What was done to the checkpoint's scans that stock nnU-Net cannot, and what will be different without it."""
+    found = []
+    for percentile, voxels in ((info.clip_percentile, "brightest"), (info.clip_low_percentile, "darkest")):
+        if percentile is not None:
+            what = f"The checkpoint's scans were clipped at their {percentile:g}th percentile"
+            found.append((what, f"the {voxels} voxels will look unfamiliar"))
+    if info.crop != "nonzero":
+        what = "The checkpoint's scans were cropped to the head or body"
+        found.append((what, "there will be more air around it, which shifts what z-scoring calls zero"))
+    return found
+
+
 def _warnings(
     checkpoint: Checkpoint,
     stock: Mapping[str, Any],
@@ -204,12 +218,11 @@ def _warnings(
 ) -> tuple[str, ...]:
     """What may silently cost the benefit of the pre-training."""
     found = list(checkpoint.notes)
-    clip = None if checkpoint.reconstruction is None else checkpoint.reconstruction.clip_percentile
-    if clip is not None:
-        found.append(
-            f"The checkpoint's scans were clipped at their {clip:g}th percentile, which nnU-Net does not repeat when it"
-            " fine-tunes and predicts: the brightest voxels will look unfamiliar"
-        )
+    if checkpoint.reconstruction is not None:
+        found += [
+            f"{what}, which nnU-Net does not repeat when it fine-tunes and predicts: {effect}"
+            for what, effect in _beyond_stock(checkpoint.reconstruction)
+        ]
     network = str(checkpoint.architecture["network_class_name"])
     if network.startswith("nnssl_mae."):
         found.append(

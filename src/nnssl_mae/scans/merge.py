@@ -60,7 +60,7 @@ def case_rows(wanted: pandas.DataFrame, records: Iterable[object]) -> list[CaseR
             key=record.key,
             bytes=record.size,
         )
-        for row in each(wanted.sort_values("case"))
+        for row in each(wanted[["case", "subject", "path", "dataset"]].sort_values("case"))
         if (record := found.get(row.case)) is not None
     ]
 

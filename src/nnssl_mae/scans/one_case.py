@@ -19,7 +19,14 @@ from nnssl_mae.plans import CONFIGURATION
 from nnssl_mae.scans.foreground import encode_occupancy, foreground_mask
 from nnssl_mae.scans.preprocess import BeyondStock, Preprocessed, preprocess
 from nnssl_mae.scans.records import Failed, Finished
-from nnssl_mae.scans.storage import ENDING, exclusion_path, write_exclusion, write_volume
+from nnssl_mae.scans.storage import (
+    ENDING,
+    as_stored,
+    exclusion_path,
+    stored_percentiles,
+    write_exclusion,
+    write_volume,
+)
 
 
 @dataclass(frozen=True)
@@ -72,30 +79,37 @@ def _check(done: Preprocessed) -> None:
 
 
 def _store(task: Task, done: Preprocessed, patch_size: Any, target: Target) -> Finished:
-    case, name = task.scan.case, unique_word()
-    mask, volume = exclusion_path(target.volumes, case), target.volumes / f"{case}{ENDING}"
-    unfinished = target.unfinished / f"{name}{ENDING}"
-    exclusion_size = 0
-    if done.excluded is not None and done.excluded.any():
-        write_exclusion(unfinished, done.excluded, patch_size)
-        exclusion_size = unfinished.stat().st_size
-        unfinished.replace(mask)
-    else:
-        mask.unlink(missing_ok=True)  # of an earlier version of the scan
     try:
-        write_volume(unfinished, done.volume, patch_size)
+        stored = as_stored(done.volume)
     except ValueError as error:
         raise ScanProblem("range", f"cannot be stored: {error}") from error
+    exclusion_size = _store_exclusion(task.scan.case, done, patch_size, target)
+    unfinished = target.unfinished / f"{unique_word()}{ENDING}"
+    write_volume(unfinished, stored, patch_size)
     size = unfinished.stat().st_size
-    unfinished.replace(volume)
-    low, high, foreground = describe(done.volume.astype(np.float16).astype(np.float32))
-    return Finished(case, task.key, size, exclusion_size, done.volume.shape[1:], low, high, foreground)
+    unfinished.replace(target.volumes / f"{task.scan.case}{ENDING}")
+    low, high, foreground = describe(stored)
+    return Finished(task.scan.case, task.key, size, exclusion_size, stored.shape[1:], low, high, foreground)
 
 
-def describe(volume: NDArray[np.float32]) -> tuple[float, float, bytes]:
-    """What the case table says of a volume as it is stored, (1, Z, Y, X): 0.5 and 99.5 percentile, foreground grid."""
-    low, high = np.percentile(volume, (0.5, 99.5))
-    return float(low), float(high), encode_occupancy(foreground_mask(volume[0]))
+def describe(volume: NDArray[np.floating[Any]]) -> tuple[float, float, bytes]:
+    """What the case table says of a volume (1, Z, Y, X) as it is stored: 0.5 and 99.5 percentile, foreground grid."""
+    stored = as_stored(volume)
+    low, high = stored_percentiles(stored, (0.5, 99.5))
+    return low, high, encode_occupancy(foreground_mask(stored[0].astype(np.float32)))
+
+
+def _store_exclusion(case: str, done: Preprocessed, patch_size: Any, target: Target) -> int:
+    """Bytes of the exclusion mask; 0, and no file, if nothing is excluded."""
+    mask = exclusion_path(target.volumes, case)
+    if done.excluded is None or not done.excluded.any():
+        mask.unlink(missing_ok=True)  # of an earlier version of the scan
+        return 0
+    unfinished = target.unfinished / f"{unique_word()}{ENDING}"
+    write_exclusion(unfinished, done.excluded, patch_size)
+    size = unfinished.stat().st_size
+    unfinished.replace(mask)
+    return size
 
 
 def failed(task: Task, failure: Failure) -> Failed:
