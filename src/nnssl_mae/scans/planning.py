@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from nnunetv2.experiment_planning.experiment_planners.resampling.planners_no_resampling import (
     nnUNetPlannerResEncL_noResampling,
 )
@@ -198,7 +199,8 @@ def _stock_plans(
         }
         (raw / name / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
         (preprocessed / name / "dataset_fingerprint.json").write_text(json.dumps(fingerprint), encoding="utf-8")
-        with planner_environment(nnUNet_raw=str(raw), nnUNet_preprocessed=str(preprocessed)):
+        # It builds the network to estimate memory, from shapes alone: on "meta" that takes no memory and no time.
+        with torch.device("meta"), planner_environment(nnUNet_raw=str(raw), nnUNet_preprocessed=str(preprocessed)):
             planner(
                 name,
                 plans_name=PRETRAINING_PLANS,
