@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from nnssl_mae import __version__, cli
+from nnssl_mae.errors import ResumableError, UserError
 from tests.tiny_scans import tiny_scan
 
 
@@ -184,3 +185,35 @@ def test_scan_refuses(command, catalogue, monkeypatch, arguments, sentence) -> N
     code, _, err = command(*arguments)
     assert (code, sentence in err, "Traceback" in err) == (2, True, False), err
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (UserError("bad"), 2, "nnssl-mae: bad\n"),
+        (ResumableError("full"), 75, "nnssl-mae: full\n"),
+        (KeyboardInterrupt(), 130, "nnssl-mae: Interrupted; the same command goes on where this one stopped.\n"),
+    ],
+)
+def test_exit_codes_tell_bad_input_from_what_can_be_tried_again(
+    command, catalogue, monkeypatch, error, code, sentence
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("nnssl_mae.catalogue.scan.scan_folders", fail)
+    assert command("scan", catalogue.parent, "-o", catalogue) == (code, "", sentence)
+
+
+def test_prepare_of_a_catalogue(command, catalogue, nnunet_folders) -> None:
+    """Good on the whole: rejected and left out by rules is not a failure, and nothing is wrapped in a log."""
+    options = ("-d", 900, "-n", "Brains", "--recipe", "smoke", "-np", 1)
+    scan = ("scan", catalogue.parent / "tree", "-o", catalogue, "--headers-only", "-np", 1)
+    assert command(*scan, "--allow", "field_of_view")[0] == 0
+    code, _, err = command("prepare", catalogue, *options, "--subject-regex", "(a)")
+    assert (code, "--subject-regex belongs to `nnssl-mae scan`" in err) == (2, True)
+    command("scan", "exclude", catalogue, "--where", "modality == 'T2w'")
+    code, out, err = command("prepare", f"{catalogue}/", *options, "--strict", "--spacing", 4, 4, 4)
+    assert (code, err) == (0, ""), out
+    assert any(line.startswith("Network: patch 32x32x32") and "batch" in line for line in out.splitlines())
+    assert "Dataset900_Brains holds 1 scans" in out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import signal
 import time
@@ -103,9 +104,37 @@ def test_processes_that_cannot_start_end_the_work() -> None:
         list(in_processes(_DiesWhenUnpickled(), range(3), workers=2))
 
 
-def test_leaving_early_ends_the_processes() -> None:
-    import multiprocessing
+def sleep_long(number: int) -> int:
+    time.sleep(60 if number else 0)
+    return number
 
+
+def test_ctrl_c_does_not_wait_for_what_is_at_work() -> None:
+    outcomes = in_processes(sleep_long, range(3), workers=2)
+    next(outcomes)
+    with pytest.raises(KeyboardInterrupt):
+        outcomes.throw(KeyboardInterrupt)  # type: ignore[attr-defined]
+    assert not multiprocessing.active_children()
+
+
+class _SlowToStart:
+    def __reduce__(self) -> tuple[object, ...]:
+        return _interrupted_while_starting, ()
+
+
+def _interrupted_while_starting() -> object:
+    os.kill(os.getpid(), signal.SIGINT)
+    return double
+
+
+def test_ctrl_c_says_nothing_in_processes_that_are_still_starting(capfd) -> None:
+    work = _SlowToStart()
+    results = [outcome.result for outcome in in_processes(work, range(2), workers=1)]  # type: ignore[arg-type]
+    assert results == [0, 2]
+    assert capfd.readouterr().err == ""
+
+
+def test_leaving_early_ends_the_processes() -> None:
     outcomes = in_processes(double, range(100), workers=2)
     next(outcomes)
     outcomes.close()  # type: ignore[attr-defined]

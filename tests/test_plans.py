@@ -73,8 +73,10 @@ def test_a_block_as_large_as_the_patch_is_refused(plans: dict) -> None:
         network_configuration(architecture, load_recipe("smoke").network, (1, 1, 1), 32)
 
 
-@pytest.mark.parametrize("name", ["splits_final", "dataset", "dataset_fingerprint", "nnUNetPlans", "", "a/b", "ä"])
-def test_names_of_nnunets_own_files_are_no_plans_names(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["splits_final", "dataset", "request", "dataset_fingerprint", "nnUNetPlans", "", "a/b", "ä"]
+)
+def test_names_of_other_files_are_no_plans_names(name: str) -> None:
     with pytest.raises(UserError, match="Plans cannot be called"):
         check_plans_name(name)
 

@@ -9,4 +9,7 @@ class UserError(Exception):
 
 
 class ResumableError(UserError):
-    """Not the input but the machine failed (memory, disk): what is done stays, and the same command continues."""
+    """Not the input but the machine failed (memory, disk): what is done stays, and the same command continues.
+
+    The command line exits with code 75, which Unix calls a temporary failure.
+    """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from nnssl_mae.errors import UserError
+
+GONE = (errno.ENOENT, errno.ESTALE)
+"""What the system says of a file or folder that another process removed or renamed; the second, on a network disk."""
 
 
 def unique_word() -> str:

@@ -10,7 +10,9 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from time import monotonic
 from typing import Any, Generic, TypeVar
 
 from nnssl_mae.errors import ResumableError
@@ -20,6 +22,7 @@ Result = TypeVar("Result")
 
 _ATTEMPTS = 2
 _SECONDS_TO_FINISH = 30
+_SECONDS_TO_FINISH_EARLY = 1  # somebody pressed Ctrl-C, and what is cut off is done again
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,12 @@ def in_processes(
         ResumableError: the processes die before they start working.
     """
     pool = _Pool(work, workers)
+    seconds = _SECONDS_TO_FINISH_EARLY
     try:
         yield from pool.outcomes(iter(items), cost or (lambda _: 0.0), budget)
+        seconds = _SECONDS_TO_FINISH
     finally:
-        pool.close()
+        pool.close(seconds)
 
 
 class _Pool(Generic[Item, Result]):
@@ -145,11 +150,12 @@ class _Pool(Generic[Item, Result]):
         summary = f"ended its process each of {_ATTEMPTS} times ({cause})"
         return Outcome(task.item, failure=Failure(summary))
 
-    def close(self) -> None:
+    def close(self, seconds: float) -> None:
         for worker in self._workers:
             worker.connection.close()  # an idle worker ends, a busy one after its item
+        deadline = monotonic() + seconds
         for worker in self._workers:
-            worker.process.join(_SECONDS_TO_FINISH)
+            worker.process.join(max(0.0, deadline - monotonic()))
             if worker.process.is_alive():
                 worker.process.kill()
                 worker.process.join()
@@ -167,7 +173,8 @@ class _Worker(Generic[Item]):
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
-        self.process.start()
+        with _ctrl_c_held():
+            self.process.start()
         theirs.close()  # so that its death closes the pipe
         self.task: _Task[Item] | None = None
         self.is_ready = False
@@ -184,6 +191,20 @@ class _Worker(Generic[Item]):
         if code == -signal.SIGKILL:
             return "SIGKILL, as the system does when memory runs out"
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+@contextlib.contextmanager
+def _ctrl_c_held() -> Iterator[None]:
+    """Processes that are started meanwhile never hear of Ctrl-C, which they would answer with a traceback."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # starting a process does this first, and it would undo the next line
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:

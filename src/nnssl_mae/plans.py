@@ -22,7 +22,7 @@ PLANS_SCHEMA = 2
 CONFIGURATION = "3d_fullres_mae"
 PRETRAINING_PLANS = "nnsslMAEPlans"
 STOCK_PLANS = ("nnUNetResEncUNetLPlans", "nnUNetResEncUNetMPlans", "nnUNetResEncUNetXLPlans", "nnUNetPlans")
-_NNUNET_FILES = ("dataset", "dataset_fingerprint", "splits_final")  # beside the plans, with the same ending
+_OTHER_FILES = ("dataset", "dataset_fingerprint", "splits_final", "request", "selection")  # beside the plans, .json too
 NETWORK_CLASSES = {
     "resenc": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
     "plain": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
@@ -65,9 +65,10 @@ def check_plans_name(name: str) -> None:
         UserError: see above.
     """
     letters = name.replace("_", "").replace("-", "")
-    if "__" in name or not letters.isascii() or not letters.isalnum() or name in (*STOCK_PLANS, *_NNUNET_FILES):
+    if "__" in name or not letters.isascii() or not letters.isalnum() or name in (*STOCK_PLANS, *_OTHER_FILES):
         raise UserError(
-            f"Plans cannot be called '{name}'; use letters, digits, '-' and single '_', and no name of nnU-Net's own"
+            f"Plans cannot be called '{name}'; use letters, digits, '-' and single '_', and no name of nnU-Net's own "
+            "files or of ours"
         )
 
 

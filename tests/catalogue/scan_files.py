@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
@@ -72,6 +73,7 @@ def write_dicom(
     prefix: str = "IM",
     ending: str = ".dcm",
     first: int = 0,
+    position: Callable[[int], tuple[float, float, float]] | None = None,
 ) -> Path:
     """A classic MR series, a file a slice, from (X, Y, Z) voxels whose axes point to L, P and S."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +94,7 @@ def write_dicom(
             "0020|000d": f"{series}.0.1",
             "0020|000e": series,
             "0020|0013": str(first + z + 1),
-            "0020|0032": f"0\\0\\{z * spacing[2]}",
+            "0020|0032": "\\".join(map(str, position(z) if position else (0, 0, z * spacing[2]))),
             "0020|0037": "1\\0\\0\\0\\1\\0",
         }
         for tag, value in tags.items():

@@ -235,3 +235,42 @@ def test_thousands_of_dicom_files_are_looked_at_in_processes(tmp_path, monkeypat
     inside = find_scans([tmp_path], workers=2)
     monkeypatch.undo()
     assert inside.found == find_scans([tmp_path]).found and len(inside.found) == 2
+
+
+def test_the_group_of_the_session_is_never_the_subject(tmp_path) -> None:
+    touch(tmp_path, "v1/anna_t1.nii", "v2/anna_t1.nii")
+    found = find_scans([tmp_path], subject_regex=r"(?P<session>v\d)/([a-z]+)_").scans
+    assert {(scan.subject, scan.session) for scan in found} == {("anna", "v1"), ("anna", "v2")}
+
+
+def test_an_expression_that_does_not_always_match_says_how_often(tmp_path) -> None:
+    touch(tmp_path, "p1_a.nii", "p2_a.nii", "x.nii")
+    with pytest.raises(UserError, match=r"finds no group in 1 of 3 paths, such as 'x.nii'"):
+        find_scans([tmp_path], subject_regex=r"(p\d)")
+
+
+def test_visits_and_kinds_of_files_are_no_subjects(tmp_path) -> None:
+    touch(tmp_path, "anna/ses-1/t1.nii", "anna/ses-2/t1.nii", "all/anat/bert/a.nii", "all/dwi/carl/b.nii")
+    assert {(s.subject, s.session) for s in find_scans([tmp_path / "anna"]).scans} == {
+        ("anna", "ses-1"),
+        ("anna", "ses-2"),
+    }
+    assert set(subjects([tmp_path / "all"]).values()) == {"bert", "carl"}
+    touch(tmp_path, "flat/anna_ses-1.nii", "flat/bert_ses-1.nii")
+    assert set(subjects([tmp_path / "flat"]).values()) == {"anna_ses-1", "bert_ses-1"}
+
+
+def test_dicom_files_that_cannot_be_used_are_not_passed_over(tmp_path) -> None:
+    write_dicom(tmp_path / "a", brain((9, 8, 3)), series="1.1")
+    write_dicom(tmp_path / "b", brain((9, 8, 1)), series="", ending="")
+    (tmp_path / "a" / "annexed.dcm").symlink_to("nowhere")
+    (tmp_path / "a" / "README").symlink_to("nowhere")
+    found = find_scans([tmp_path]).scans
+    assert sorted(scan.path.name for scan in found if not scan.series) == ["IM0000", "annexed.dcm"]
+
+
+def test_the_size_of_a_series_is_that_of_the_files_that_are_searched(tmp_path) -> None:
+    write_dicom(tmp_path, brain((9, 8, 3)))
+    (tmp_path / "IM0000.bak").write_bytes((tmp_path / "IM0000.dcm").read_bytes())
+    (found,) = find_scans([tmp_path]).found
+    assert stamp(found.scan) == (found.bytes, found.modified_ns)

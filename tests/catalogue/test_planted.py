@@ -42,7 +42,7 @@ def check_tree(tmp_path: Path, full: bool, capfd) -> None:
     assert f"{len(plants)} scans" in said.getvalue()
     out, err = capfd.readouterr()
     assert err == "" and "Traceback" not in out + said.getvalue()
-    assert sorted(path.name for path in (tmp_path / "catalogue").iterdir()) == sorted(FILES)
+    assert sorted(path.name for path in (tmp_path / "catalogue").iterdir()) == sorted((*FILES, ".lock"))
 
 
 def test_a_few_of_each_defect(tmp_path, capfd) -> None:

@@ -271,3 +271,54 @@ def test_files_of_something_else(tmp_path, name, content, capfd) -> None:
 def test_analyze_files_are_told_apart(tmp_path) -> None:
     nibabel.save(nibabel.AnalyzeImage(brain(), np.eye(4)), tmp_path / "a.hdr")
     assert "left from right" in problem(tmp_path / "a.hdr")[1]
+
+
+def dicom_problem(folder: Path) -> tuple[str, str]:
+    with pytest.raises(ScanProblem) as caught:
+        read_header(scan(folder, series="1.2"))
+    return caught.value.check, caught.value.detail
+
+
+def test_copies_of_slices_are_no_second_volume(tmp_path) -> None:
+    write_dicom(tmp_path, brain(), series="1.2")
+    for path in sorted(tmp_path.iterdir()):
+        path.with_name(f"copy of {path.name}").write_bytes(path.read_bytes())
+    header = read_header(scan(tmp_path, series="1.2"))
+    assert header.volumes == 1 and header.shape == (20, 24, 18)
+
+
+def test_a_tilted_gantry_and_uneven_slices_are_told(tmp_path) -> None:
+    write_dicom(tmp_path / "tilted", brain(), series="1.2", position=lambda z: (0, z, 4 * z))
+    assert dicom_problem(tmp_path / "tilted")[0] == "spacing" and "gantry" in dicom_problem(tmp_path / "tilted")[1]
+    write_dicom(
+        tmp_path / "uneven", brain(), series="1.2", position=lambda z: (0, 0, 3 * z if z < 9 else 27 + 4 * (z - 9))
+    )
+    assert dicom_problem(tmp_path / "uneven")[0] == "truncated"
+    write_dicom(tmp_path / "digits", brain(), series="1.2", position=lambda z: (0, 0, round(4.0004 * z, 2)))
+    assert read_header(scan(tmp_path / "digits", series="1.2")).spacing[2] == pytest.approx(4, abs=0.01)
+
+
+def test_slices_that_do_not_say_how_they_lie(tmp_path) -> None:
+    write_dicom(tmp_path, brain(), series="1.2")
+    for path in tmp_path.iterdir():  # their direction gets a tag that nobody knows
+        path.write_bytes(path.read_bytes().replace(b"\x20\x00\x37\x00", b"\x20\x00\x38\x00"))
+    check, detail = dicom_problem(tmp_path)
+    assert check == "unreadable" and "left and right" in detail
+
+
+def test_frames_that_are_no_stack_in_order_are_told(tmp_path) -> None:
+    image = sitk.GetImageFromArray(np.ascontiguousarray(brain().transpose(2, 1, 0)))
+    image.SetSpacing((3, 3, 4))
+    image.SetMetaData("0008|0016", "1.2.840.10008.5.1.4.1.1.4.1")  # enhanced MR: all slices in one file
+    image.SetMetaData("0020|000e", "1.2")
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    writer.SetFileName(str(tmp_path / "a.dcm"))
+    writer.Execute(image)
+    assert read_header(scan(tmp_path, series="1.2")).spacing == (3, 3, 4)
+    content = (tmp_path / "a.dcm").read_bytes()
+    assert content.count(b"0\\0\\8 ") == 1
+    (tmp_path / "a.dcm").unlink()
+    (tmp_path / "b.dcm").write_bytes(content.replace(b"0\\0\\8 ", b"0\\0\\4 "))  # a place that occurs twice
+    check, detail = dicom_problem(tmp_path)
+    assert check == "not_3d" and "dcm2niix" in detail

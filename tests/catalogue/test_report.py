@@ -16,13 +16,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from nnssl_mae.catalogue.charts import histogram
 from nnssl_mae.catalogue.checks import CHECKS
-from nnssl_mae.catalogue.outliers import find_outliers
-from nnssl_mae.catalogue.pictures import read_shrunk
-from nnssl_mae.catalogue.report import sample_scans, write_report
+from nnssl_mae.catalogue.report.charts import histogram
+from nnssl_mae.catalogue.report.outliers import find_outliers
+from nnssl_mae.catalogue.report.pictures import read_shrunk
+from nnssl_mae.catalogue.report.sections import MEANINGS
+from nnssl_mae.catalogue.report.write import sample_scans, write_report
 from nnssl_mae.catalogue.rules import add_rule
-from nnssl_mae.catalogue.sections import MEANINGS
 from nnssl_mae.catalogue.table import read_catalogue
 from nnssl_mae.errors import UserError
 from tests.catalogue.scan_tables import head, noise, png_of, row, sphere, write
@@ -175,7 +175,7 @@ def test_pictures_that_cannot_be_shown_are_said_and_not_embedded(tmp_path, good)
 
 
 def test_a_page_that_would_be_too_large_leaves_pictures_out_and_says_so(brains, monkeypatch) -> None:
-    monkeypatch.setattr("nnssl_mae.catalogue.report.MOST_BYTES", 200_000)
+    monkeypatch.setattr("nnssl_mae.catalogue.report.write.MOST_BYTES", 200_000)
     page, _ = report(brains)
     assert 5 < page.count("img") < 25
     assert "picture left out: page too large" in page.sections["outliers"]
@@ -300,13 +300,14 @@ write(folder, rows)
 write_pictures(folder, cases[::8], [pngs[number % 9] for number in range(count // 8)])
 """
 REPORT = """
-import resource, sys
+import sys
 from pathlib import Path
 from rich.console import Console
-from nnssl_mae.catalogue.report import write_report
+from nnssl_mae.catalogue.report.write import write_report
+from nnssl_mae.memory import peak_memory
 
 write_report(Path(sys.argv[1]), Console())
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print("peak", int(peak_memory() / 2**20))
 """
 
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from nnssl_mae.catalogue.lock import writing_alone
 from nnssl_mae.catalogue.rules import add_rule, apply_rules, effects, notes, parse_where, print_rules, remove_rules
 from nnssl_mae.catalogue.table import Catalogue, ScanRow, read_catalogue, write_catalogue
 from nnssl_mae.errors import UserError
@@ -322,3 +323,21 @@ def test_rules_that_match_nothing_or_leave_nothing_are_said(folder: Path) -> Non
 def test_an_empty_catalogue_takes_rules(tmp_path: Path) -> None:
     write_catalogue(tmp_path, Catalogue(SCANS.iloc[:0]))
     assert add_rule(tmp_path, "exclude", "modality == 'T1w' and min_spacing < 3").accepted.empty
+
+
+def test_the_copy_of_a_scan_that_a_rule_leaves_out_is_no_duplicate_any_more() -> None:
+    pair = table(row("a", voxel_hash="same"), row("b", voxel_hash="same", check="duplicate", detail="of a"), row("c"))
+    applied = apply_rules(catalogue(pair)).rows
+    assert list(applied["check"]) == ["", "duplicate_subject", ""] and "voxels of a" in applied["detail"].iloc[1]
+    applied = apply_rules(catalogue(pair, ("exclude", "case == 'a'"))).rows
+    assert list(applied["verdict"]) == ["rejected", "accepted", "accepted"]
+    assert list(applied["check"]) == ["", "", ""]
+    again = apply_rules(Catalogue(applied)).rows
+    assert list(again["verdict"]) == ["accepted", "rejected", "accepted"]
+
+
+def test_a_rule_waits_for_a_scan_that_would_undo_it(tmp_path) -> None:
+    write_catalogue(tmp_path, Catalogue(SCANS))
+    with writing_alone(tmp_path), pytest.raises(UserError, match="Another process is writing"):
+        add_rule(tmp_path, "exclude", "min_spacing > 3")
+    assert len(add_rule(tmp_path, "exclude", "min_spacing > 3").accepted) == 4

@@ -12,7 +12,9 @@ from rich.console import Console
 
 from nnssl_mae.catalogue import scan as module
 from nnssl_mae.catalogue.checks import Limits
-from nnssl_mae.catalogue.pictures import read_pictures
+from nnssl_mae.catalogue.find import find_scans
+from nnssl_mae.catalogue.lock import writing_alone
+from nnssl_mae.catalogue.report.pictures import read_pictures
 from nnssl_mae.catalogue.rules import add_rule
 from nnssl_mae.catalogue.scan import refresh, scan_folders
 from nnssl_mae.catalogue.table import Catalogue, is_catalogue, read_catalogue, scan_of
@@ -216,3 +218,46 @@ def test_a_full_disk_is_a_sentence_and_the_next_run_goes_on(tree, in_this_proces
             run(tree)
     in_this_process.clear()
     assert len(run(tree)[0].accepted) == 3 and in_this_process == []
+
+
+def test_two_scans_do_not_write_one_catalogue_at_once(tree, in_this_process) -> None:
+    folder = tree.parent / "catalogue"
+    folder.mkdir()
+    with writing_alone(folder), pytest.raises(ResumableError, match="Another process is writing"):
+        run(tree)
+    assert in_this_process == [] and len(run(tree)[0].accepted) == 3
+
+
+def test_files_of_others_in_the_folder_stay(tree, in_this_process) -> None:
+    folder = tree.parent / "catalogue"
+    folder.mkdir()
+    (folder / ".thesis.tex.tmp").touch()
+    (folder / ".catalogue.parquet.host.1.abc.tmp").touch()
+    run(tree)
+    assert (folder / ".thesis.tex.tmp").exists() and not list(folder.glob(".catalogue*"))
+
+
+def test_a_rule_that_is_added_while_folders_are_searched_stays(tree, in_this_process, monkeypatch) -> None:
+    run(tree)
+
+    def slow(*args):
+        add_rule(tree.parent / "catalogue", "exclude", "subject == 'sub-1'")
+        return find_scans(*args)
+
+    monkeypatch.setattr(module, "find_scans", slow)
+    assert list(run(tree)[0].accepted["subject"]) == ["sub-0", "sub-2"]
+
+
+def test_a_moved_tree_is_not_read_again_and_keeps_its_names(tree, in_this_process) -> None:
+    write_nifti(tree / "a" / "sub-0_T1w.nii.gz", brain(seed=7), GRID)  # a second sub-0_T1w
+    before, _ = run(tree)
+    (tree.parent / "disk2").mkdir()
+    tree.rename(tree.parent / "disk2" / tree.name)
+    in_this_process.clear()
+    said = io.StringIO()
+    after = scan_folders(
+        [tree.parent / "disk2" / tree.name], tree.parent / "catalogue", Limits(), Console(file=said, width=150)
+    )
+    pandas.testing.assert_frame_equal(before.rows.drop(columns="path"), after.rows.drop(columns="path"))
+    assert in_this_process == [] and all("disk2" in path for path in after.rows["path"])
+    assert set(read_pictures(tree.parent / "catalogue", list(after.rows["case"]))) == set(after.rows["case"])

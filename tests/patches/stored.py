@@ -43,9 +43,11 @@ def store(
         write_volume(path, image[None].astype(np.float32), PATCH)
         content = encode_occupancy(heads[index]) if heads and index in heads else b""
         size = path.stat().st_size
-        rows.append(row(str(index), shape=image.shape, foreground=content, bytes=size))
-    for index, mask in (masks or {}).items():
-        write_exclusion(exclusion_path(folder, str(index)), mask[None], PATCH)
+        hidden = 0
+        if masks and index in masks:
+            write_exclusion(exclusion_path(folder, str(index)), masks[index][None], PATCH)
+            hidden = exclusion_path(folder, str(index)).stat().st_size
+        rows.append(row(str(index), shape=image.shape, foreground=content, bytes=size, exclusion_bytes=hidden))
     write_cases(folder, rows)
     return CaseIndex(folder)
 

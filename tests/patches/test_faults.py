@@ -8,13 +8,13 @@ import torch
 from nnssl_mae.errors import UserError
 from nnssl_mae.masking import hidden_voxels
 from nnssl_mae.objectives import reconstruction_loss, reconstruction_metrics
-from nnssl_mae.patches.dataset import DamagedCase, is_finite, open_case
+from nnssl_mae.patches.dataset import DamagedCase, is_finite, open_case, open_exclusion
 from nnssl_mae.patches.faults import DamagedCases
 from nnssl_mae.patches.index import CaseIndex
 from nnssl_mae.patches.loader import Batch, OnePass, PatchSettings, TrainingBatches, ValidationBatches, training_stream
 from nnssl_mae.recipes.intensity import AdditiveNoise, IntensityRecipe
 from nnssl_mae.recipes.pretraining import AugmentationRecipe, LossRecipe, MaskingRecipe
-from nnssl_mae.scans.storage import exclusion_path, write_volume
+from nnssl_mae.scans.storage import exclusion_path, write_exclusion, write_volume
 from tests.patches.stored import PATCH, store
 
 SETTINGS = PatchSettings(PATCH, (4, 4, 4), MaskingRecipe(block_size=8), respect_exclusion=True, seed=7)
@@ -174,6 +174,33 @@ def test_a_damaged_exclusion_mask_is_a_damaged_case(tmp_path: Path) -> None:
     assert "0_exclude.b2nd" in replaced[0][1]
 
 
+@pytest.mark.parametrize("fault", ["vanished", "another size"])
+def test_a_mask_that_is_not_as_the_table_says_is_a_damaged_case(tmp_path: Path, fault: str) -> None:
+    """Otherwise the network would learn what was made unrecognisable."""
+    mask = np.random.default_rng(0).random((EDGE,) * 3) < 0.5
+    cases = store(tmp_path / "volumes", [np.ones((EDGE,) * 3)] * 2, masks={0: mask})
+    path = exclusion_path(cases.folder, "0")
+    assert cases.exclusion_bytes(0) == path.stat().st_size
+    assert not any("replaced" in training(cases)[0, i] for i in range(4))
+    if fault == "vanished":
+        path.unlink()
+    else:
+        write_exclusion(path, np.zeros((1, EDGE, EDGE, EDGE), bool), PATCH)
+    replaced = [f for i in range(4) for f in training(cases)[0, i].get("replaced", [])]
+    assert {name for name, _ in replaced} == {"0"}
+    assert "0_exclude.b2nd cannot be read" in replaced[0][1]
+
+
+@pytest.mark.parametrize("said", [0, -1])
+def test_a_mask_counts_even_if_the_table_does_not_tell_of_it(cases, monkeypatch, said: int) -> None:
+    monkeypatch.setattr(CaseIndex, "exclusion_bytes", lambda *_: said)
+    assert open_exclusion(cases, 0) is None
+    write_exclusion(exclusion_path(cases.folder, "0"), np.ones((1, EDGE, EDGE, EDGE), bool), PATCH)
+    mask = open_exclusion(cases, 0)
+    assert mask is not None
+    assert mask[:, :EDGE, :EDGE, :EDGE].all()
+
+
 def test_a_foreground_grid_that_does_not_fit_is_a_damaged_case(tmp_path: Path) -> None:
     everywhere = np.ones((EDGE,) * 3, bool)
     cases = store(tmp_path / "volumes", [np.ones((EDGE,) * 3)] * 2, heads={0: everywhere[:9], 1: everywhere})
@@ -224,12 +251,14 @@ def test_each_case_is_logged_once(damaged, lines) -> None:
     counter.add([("a", "a.b2nd cannot be read: gone"), ("b", "x"), ("a", "gone again")])
     counter.add([("b", "x")])
     assert lines == [
-        "WARNING: another case stands in for a: a.b2nd cannot be read: gone",
-        "WARNING: another case stands in for b: x",
+        "WARNING: case a is passed over: a.b2nd cannot be read: gone",
+        "WARNING: case b is passed over: x",
     ]
 
 
-@pytest.mark.parametrize(("training_cases", "accepted"), [(8, 10), (1000, 10), (1100, 11), (40_000, 400)])
+@pytest.mark.parametrize(
+    ("training_cases", "accepted"), [(2, 1), (8, 4), (19, 9), (1000, 10), (1100, 11), (40_000, 400)]
+)
 def test_too_many_damaged_cases_end_the_run(damaged, training_cases: int, accepted: int) -> None:
     counter = damaged(training_cases)
     counter.add([(f"c{n}", f"c{n}.b2nd cannot be read: gone") for n in range(accepted)] * 3)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnssl_mae.errors import UserError
+from nnssl_mae.errors import ResumableError, UserError
 from nnssl_mae.patches.index import CaseIndex
 from nnssl_mae.scans.cases import CaseRow, write_cases
 from tests.patches.stored import row
@@ -44,6 +44,17 @@ def test_a_selection_keeps_its_order_also_in_another_process(folder: Path, chose
     assert index.texts("case") == chosen
     assert everything(pickle.loads(pickle.dumps(index))) == everything(index)
     assert everything(index) == [ROWS[int(name[1:])] for name in chosen]
+
+
+@pytest.mark.parametrize("chosen", [["c1", "c4"], ["c4", "c1"]])
+def test_a_table_that_changes_on_the_way_to_another_process_is_refused(folder: Path, chosen: list[str]) -> None:
+    """The row of a scan that is learnt may then be that of one that is held out."""
+    on_the_way = pickle.dumps(CaseIndex(folder).select(chosen))
+    write_cases(folder, [row("a_new_one"), *ROWS])
+    with pytest.raises(ResumableError, match="was changed while training started"):
+        pickle.loads(on_the_way)
+    write_cases(folder, [CaseRow(**{**vars(one), "bytes": 99}) for one in ROWS])
+    assert pickle.loads(on_the_way).texts("case") == chosen
 
 
 def test_a_case_that_the_table_lacks_is_named(folder: Path) -> None:

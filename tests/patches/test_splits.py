@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 
 from nnssl_mae.errors import UserError
-from nnssl_mae.patches.splits import folds_by_subject, hold_out_by_subject, numbered_fold
+from nnssl_mae.patches.splits import (
+    Split,
+    continued_split,
+    folds_by_subject,
+    hold_out_by_subject,
+    numbered_fold,
+    read_split,
+    write_split,
+)
 
 
 def cohort(subjects: int, scans: int) -> dict[str, str]:
@@ -106,12 +114,51 @@ def test_a_damaged_file_is_refused(tmp_path: Path, content: str) -> None:
         numbered_fold(file, cohort(6, 1), 0)
 
 
+@pytest.mark.parametrize("fold", [5, -1])
 @pytest.mark.parametrize("there", [True, False])
-def test_a_fold_that_does_not_exist_is_refused(tmp_path: Path, there: bool) -> None:
+def test_a_fold_that_does_not_exist_is_refused(tmp_path: Path, there: bool, fold: int) -> None:
     if there:
         numbered_fold(tmp_path / "f.json", cohort(6, 1), 0)
-    with pytest.raises(UserError, match=r"[Ff]old 5"):
-        numbered_fold(tmp_path / "f.json", cohort(6, 1), 5)
+    with pytest.raises(UserError, match=rf"[Ff]old {fold}"):
+        numbered_fold(tmp_path / "f.json", cohort(6, 1), fold)
+
+
+def sides(cases: dict[str, str], began: Split) -> tuple[set[str], set[str]]:
+    split = continued_split(began, cases)
+    assert sorted(split["train"] + split["val"]) == sorted(cases)
+    return set(split["train"]), set(split["val"])
+
+
+def test_a_run_that_goes_on_never_learns_what_it_held_out_nor_validates_what_it_learnt() -> None:
+    cases = cohort(100, 2)
+    training, validation = hold_out_by_subject(cases, seed=1)
+    began = {"train": training, "val": validation}
+    assert continued_split(began, cases) == began
+    more = cases | {"s00500_0": "s00500", f"{validation[0]}b": cases[validation[0]]}
+    assert set(hold_out_by_subject(more, seed=1)[1]) != set(validation)  # drawn again, it would be another one
+    assert sides(more, began) == ({*training, "s00500_0"}, {*validation, f"{validation[0]}b"})
+    fewer = {case: subject for case, subject in cases.items() if case not in (training[0], validation[1])}
+    assert sides(fewer, began) == (set(training[1:]), set(validation) - {validation[1]})
+    joined = cases | {validation[0]: cases[training[0]]}  # other names of subjects move no scan
+    assert sides(joined, began) == (set(training), set(validation))
+
+
+@pytest.mark.parametrize("left", ["train", "val"])
+def test_a_run_whose_scans_are_gone_does_not_go_on(left: str) -> None:
+    began = {"train": ["a"], "val": ["b"]}
+    with pytest.raises(UserError, match="no longer in the dataset; start it again without --c"):
+        continued_split(began, {began[left][0]: "s"})
+
+
+def test_what_a_run_wrote_down_is_read_and_damage_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "split.json"
+    assert read_split(file) is None
+    write_split(file, ["a"], ["b", "c"])
+    assert read_split(file) == {"train": ["a"], "val": ["b", "c"]}
+    for content in ("", "[1]", '{"train": []}', '{"train": 3, "val": []}'):
+        file.write_text(content)
+        with pytest.raises(UserError, match=r"split\.json cannot be read"):
+            read_split(file)
 
 
 def test_forty_thousand_cases_are_split_in_a_moment(tmp_path: Path) -> None:

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from nnssl_mae.errors import UserError
-from nnssl_mae.scans.cases import open_cases, read_cases, read_foreground, table_path, write_cases
+from nnssl_mae.scans.cases import open_cases, read_cases, table_path, write_cases
 from tests.patches.stored import row
 
-ROWS = [row("b", subject="ß", foreground=b"\x00\xff", bytes=7), row("a", shape=(4, 5, 6)), row("c")]
+ROWS = [row("b", subject="ß", foreground=b"\x00\xff", bytes=7, exclusion_bytes=5), row("a", shape=(4, 5, 6)), row("c")]
 
 
 @pytest.fixture
@@ -22,8 +22,9 @@ def test_rows_come_back_sorted_by_case(folder: Path) -> None:
     assert tuple(table.loc["a", "shape"]) == (4, 5, 6)
     assert table.loc["b", "subject"] == "ß"
     assert table.loc["b", "bytes"] == 7
+    assert list(table["exclusion_bytes"]) == [0, 5, 0]
     assert "foreground" not in table.columns
-    assert read_foreground(folder, ["b", "a"]) == {"b": b"\x00\xff", "a": b""}
+    assert list(read_cases(folder, ["foreground"])["foreground"]) == [b"", b"\x00\xff", b""]
 
 
 def test_the_order_of_the_rows_does_not_change_a_byte(folder: Path, tmp_path: Path) -> None:
@@ -34,11 +35,6 @@ def test_the_order_of_the_rows_does_not_change_a_byte(folder: Path, tmp_path: Pa
 
 def test_the_table_is_beside_the_data_folder_not_in_it(folder: Path) -> None:
     assert table_path(folder).parent == folder.parent
-
-
-def test_a_case_that_is_not_there_is_named(folder: Path) -> None:
-    with pytest.raises(UserError, match="lacks 1 of 2 cases, such as nobody"):
-        read_foreground(folder, ["a", "nobody"])
 
 
 def test_a_missing_table_is_a_sentence(tmp_path: Path) -> None:

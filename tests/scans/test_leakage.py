@@ -100,3 +100,25 @@ def test_what_cannot_be_compared_stops_with_a_sentence(labelled, scans) -> None:
     (labelled / "imagesTs" / "case200_0000.nii.gz").write_bytes(b"text")
     with pytest.raises(UserError, match=r"case200_0000.nii.gz of Dataset004_Tiny cannot be compared .* repair it"):
         leaks(rows, [4], Console(quiet=True), 1)
+
+
+def test_a_rejected_copy_tells_whose_other_scans_must_go(labelled, scans) -> None:
+    kept = row(scans["test"], "a", "sub-9", dataset="first")
+    copy = replace(kept, case="b", subject="sub-77", dataset="second", check="duplicate_subject", verdict="rejected")
+    other = row(scans["stranger"], "c", "sub-77", dataset="second")
+    found = leaks(catalogue(kept, copy, other), [4], Console(quiet=True), 1)
+    assert set(found) == {"a", "c"} and "whose scan b" in found["c"]
+
+
+def test_every_volume_of_a_labelled_4d_image_is_compared(labelled, scans) -> None:
+    stranger = nibabel.load(scans["stranger"])
+    data = np.stack([np.zeros_like(stranger.dataobj), stranger.dataobj], axis=-1)
+    nibabel.save(nibabel.Nifti1Image(data, stranger.affine), labelled / "imagesTs" / "case300_0000.nii.gz")
+    found = leaks(catalogue(row(scans["stranger"], "stranger", "s")), [4], Console(quiet=True), 1)
+    assert "case300" in found["stranger"]
+
+
+def test_the_session_is_not_taken_for_the_subject(labelled, scans) -> None:
+    rows = catalogue(row(scans["stranger"], "stranger", "102", "regex"))
+    regex = r"case(?P<session>\d)(?P<subject>)?|(\d+)_"
+    assert leaks(rows, [4], Console(quiet=True), 1, subject_regex=regex) == {}

@@ -20,7 +20,7 @@ from nnssl_mae.plans import CONFIGURATION, network_configuration
 from nnssl_mae.recipes.pretraining import Recipe
 from nnssl_mae.recipes.reading import override
 from nnssl_mae.scans import prepare as prepare_module
-from nnssl_mae.scans.cases import read_cases, read_foreground
+from nnssl_mae.scans.cases import read_cases
 from nnssl_mae.scans.foreground import decode_occupancy
 from nnssl_mae.scans.left_out import LeftOut
 from nnssl_mae.scans.planning import topology_note
@@ -169,10 +169,10 @@ def test_preparing_with_masks_and_a_clip(nnunet_folders, masked_scans, tiny_reci
 
 def test_the_table_says_where_the_head_is(prepared) -> None:
     folder = data_folder(prepared)
-    cases = ["sub-00_T1w", "sub-01_T1w"]
-    for case, content in read_foreground(folder, cases).items():
+    grids = read_cases(folder, ["foreground"])["foreground"]
+    for case in ("sub-00_T1w", "sub-01_T1w"):
         volume = open_volume(folder / f"{case}.b2nd")[:].astype(np.float32)
-        cells = decode_occupancy(content, volume.shape[1:])
+        cells = decode_occupancy(grids[case], volume.shape[1:])
         assert cells.min() < 50
         assert cells.max() == 255
 

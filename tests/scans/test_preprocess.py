@@ -259,3 +259,19 @@ def test_what_is_written_is_read_and_what_does_not_fit_is_refused(tmp_path: Path
         with pytest.raises(ValueError, match="which 16 bit cannot hold"):
             write_volume(tmp_path / "wrong.b2nd", np.full((1, 4, 4, 4), wrong, np.float32), (4, 4, 4))
     assert not (tmp_path / "wrong.b2nd").exists()
+
+
+def test_different_values_that_16_bit_cannot_tell_apart_are_refused() -> None:
+    for low, high in ((0.0, 1e-9), (1000.0, 1000.1)):
+        volume = np.linspace(low, high, 64, dtype=np.float32).reshape(1, 4, 4, 4)
+        with pytest.raises(ValueError, match="are all the same in 16 bit"):
+            as_stored(volume)
+    assert as_stored(np.full((1, 2, 2, 2), 5, np.float32)).min() == 5
+
+
+def test_a_scan_of_which_nothing_is_left_is_refused_by_name(brain, tmp_path) -> None:
+    thin = np.zeros(brain.shape, np.float32)
+    thin[20] = brain[20] + 1
+    path = write(tmp_path / "x.nii.gz", thin, AFFINES["RAS"])
+    with pytest.raises(ScanProblem, match="thinner than half a voxel"):
+        ours(path, plans(spacing=(2.0, 2.0, 6.0)))

@@ -18,12 +18,14 @@ import pytest
 from rich.console import Console
 
 from nnssl_mae.catalogue import scan as scan_module
+from nnssl_mae.catalogue.find import stem
 from nnssl_mae.catalogue.table import Catalogue, read_catalogue
 from nnssl_mae.errors import ResumableError, UserError
 from nnssl_mae.recipes.reading import override
 from nnssl_mae.scans import merge as merge_module
 from nnssl_mae.scans import one_case
 from nnssl_mae.scans import prepare as prepare_module
+from nnssl_mae.scans.left_out import LeftOut
 from nnssl_mae.scans.prepare import Prepared, prepare, prepare_folders
 from nnssl_mae.scans.records import stored_rows
 from nnssl_mae.scans.request import Request
@@ -410,3 +412,178 @@ def test_an_unfinished_preparation_keeps_its_number(lab, monkeypatch) -> None:
             lab.prepare()
     with pytest.raises(UserError, match=r"900 is in use by an unfinished preparation, .*\.Dataset900_Brains"):
         lab.prepare(name="Others")
+
+
+def add_mask(scan: Path, edge: int) -> None:
+    """Excludes a slab that begins at ``edge``: of the same size wherever it is."""
+    image = nibabel.load(scan)
+    mask = np.zeros(image.shape, np.uint8)
+    mask[edge : edge + 4] = 1
+    nibabel.save(nibabel.Nifti1Image(mask, image.affine), scan.with_name(f"{stem(scan)}_exclude.nii.gz"))
+
+
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_a_scan_that_is_changed_back_after_a_kill_is_never_met_with_files_of_the_change(
+    lab, scans, monkeypatch, is_finished
+) -> None:
+    """Only the mask differs, and its file has the same size."""
+    add_mask(scans / "s1.nii.gz", 8)
+    original = (scans / "s1_exclude.nii.gz").read_bytes()
+    lab.prepare()
+    expected = files_of(lab.final)
+    if not is_finished:
+        shutil.rmtree(lab.final)
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            kill_when(patch, prepare_module, "merge", 1)
+            lab.prepare()
+    add_mask(scans / "s1.nii.gz", 24)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        where = (merge_module, "_write") if is_finished else (prepare_module, "merge")
+        kill_when(patch, *where, 1)
+        lab.prepare()
+    (scans / "s1_exclude.nii.gz").write_bytes(original)
+    lab.prepare()
+    assert files_of(lab.final) == expected
+    assert lab.is_tidy()
+
+
+def test_a_begun_update_that_is_not_wanted_any_more_moves_nothing(lab, scans, monkeypatch) -> None:
+    lab.prepare()
+    expected, original = files_of(lab.final), (scans / "s1.nii.gz").read_bytes()
+    nibabel.save(tiny_scan(7)[0], scans / "s1.nii.gz")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_when(patch, prepare_module, "merge", 1)
+        lab.prepare()
+    (scans / "s1.nii.gz").write_bytes(original)
+    lab.prepare()
+    assert files_of(lab.final) == expected
+
+
+def test_a_mask_of_a_finished_dataset_that_vanished_is_made_anew(lab, scans) -> None:
+    add_mask(scans / "s1.nii.gz", 8)
+    lab.prepare()
+    expected = files_of(lab.final)
+    (mask,) = lab.final.rglob("s1_exclude.b2nd")
+    mask.unlink()
+    lab.prepare()
+    assert files_of(lab.final) == expected
+
+
+def test_a_scan_that_changes_while_it_is_prepared_is_not_stored_as_what_it_was(lab, scans, monkeypatch) -> None:
+    function = one_case.preprocess
+
+    def changing(scan, *args):
+        if scan.case == "s1":
+            nibabel.save(tiny_scan(9)[0], scan.path)
+        return function(scan, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(one_case, "preprocess", changing)
+        assert lab.prepare().failed == 1
+    assert "s1,changed,changed while it was prepared" in (lab.final / "left_out.csv").read_text()
+    lab.prepare()
+    assert lab.cases() == ["s0", "s1", "s2"]
+
+
+def test_a_killed_restart_leaves_no_plans_of_the_recipe_before(lab, monkeypatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_when(patch, prepare_module, "_preprocess", 1)
+        lab.prepare()
+    coarse = override(lab.request.recipe, {"data.spacing": (5.0, 5.0, 5.0)})
+
+    def half(folder: Path, **options: object) -> None:
+        (folder / "request.json").unlink()
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(shutil, "rmtree", half)
+        lab.prepare(recipe=coarse, restart=True)
+    lab.prepare(recipe=coarse)
+    plans = json.loads((lab.final / "nnsslMAEPlans.json").read_text())
+    assert plans["configurations"]["3d_fullres_mae"]["spacing"] == [5.0, 5.0, 5.0]
+    assert lab.is_tidy()
+
+
+def test_plans_of_another_command_that_began_anew_meanwhile_are_refused(lab, monkeypatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_when(patch, prepare_module, "_preprocess", 1)
+        lab.prepare()
+    coarse = dataclasses.replace(lab.request, recipe=override(lab.request.recipe, {"data.spacing": (5.0, 5.0, 5.0)}))
+    (lab.work / "request.json").write_bytes(coarse.stored())
+    with pytest.raises(UserError, match=r"nnsslMAEPlans.json holds another recipe than Dataset900_Brains was"):
+        lab.prepare(recipe=coarse.recipe)
+
+
+def test_scans_of_a_test_set_that_were_left_out_do_not_come_back_by_a_forgotten_option(lab) -> None:
+    leak = lambda catalogue: [LeftOut("", "s1", "labelled_dataset", "is a test image")]  # noqa: E731
+    lab.prepare()
+    assert lab.cases() == ["s0", "s1", "s2"]
+    request = dataclasses.replace(lab.request, exclude_datasets=(4,))
+    prepare(catalogue_of(lab.scans), request, Console(quiet=True), leak)
+    assert lab.cases() == ["s0", "s2"]
+    assert not list(lab.final.rglob("s1*.b2nd"))
+    with pytest.raises(UserError, match="was prepared with --exclude-dataset 4, and without it scans of that dataset"):
+        lab.prepare()
+    assert lab.cases() == ["s0", "s2"]
+    assert lab.is_tidy()
+
+
+def test_a_disk_that_is_not_mounted_takes_no_scan_out(lab, scans, tmp_path) -> None:
+    lab.prepare()
+    other = tmp_path / "other"
+    other.mkdir()
+    catalogue = catalogue_of(scans)
+    catalogue = dataclasses.replace(catalogue, settings={"roots": [str(scans), str(other)]})
+    before = files_of(lab.final)
+    with pytest.raises(ResumableError, match="other, where scans were found before, is missing or empty"):
+        lab.prepare(catalogue)
+    with pytest.raises(ResumableError, match="other, where scans were found before, is missing or empty"):
+        prepare_folders([scans, other], lab.request, Console(quiet=True), TINY_LIMITS)
+    assert files_of(lab.final) == before
+
+
+def test_scans_that_are_gone_count_as_failed(lab, scans) -> None:
+    catalogue = catalogue_of(scans)
+    (scans / "s1.nii.gz").unlink()
+    result = lab.prepare(catalogue)
+    assert (result.prepared, result.failed) == (2, 1)
+
+
+def test_a_catalogue_that_took_hours_survives_bad_input_that_is_found_later(lab, scans, monkeypatch) -> None:
+    def refuse(*args: object) -> None:
+        raise UserError("does not fit")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="does not fit"):
+        patch.setattr(prepare_module, "plan_unlabelled", refuse)
+        prepare_folders([scans], lab.request, Console(quiet=True), TINY_LIMITS)
+    assert [path.name for path in lab.work.iterdir()] == ["catalogue"]
+    console = Console(file=io.StringIO(), width=400)
+    other = dataclasses.replace(lab.request, recipe=override(lab.request.recipe, {"seed": 5}))
+    prepare_folders([scans], other, console, TINY_LIMITS)
+    assert "Voxels:" not in console.file.getvalue()  # type: ignore[attr-defined]
+    assert lab.is_tidy()
+
+
+def test_an_error_of_the_disk_is_a_sentence_and_keeps_what_is_done(lab, monkeypatch) -> None:
+    def fail(*args: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", "somewhere")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(merge_module, "write_cases", fail)
+        with pytest.raises(ResumableError, match=r"Input/output error.*the same command continues"):
+            lab.prepare()
+    assert len(lab.written()) == 3
+
+
+def test_a_stale_handle_of_a_network_disk_is_a_folder_that_another_process_renamed(lab, monkeypatch) -> None:
+    function, calls = merge_module.write_cases, iter(range(10))
+
+    def stale(*args: object) -> None:
+        if next(calls) == 0:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        function(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(prepare_module, "_SECONDS_BETWEEN_ATTEMPTS", 0.01)
+    monkeypatch.setattr(merge_module, "write_cases", stale)
+    assert lab.prepare().prepared == 3
+    assert lab.is_tidy()

@@ -209,3 +209,36 @@ def test_a_scan_that_kills_its_process_is_named_and_skipped(scans, request_, pre
     assert (result.prepared, result.failed) == (1, 1)
     text = (preprocessed / "Dataset900_Brains" / "left_out.csv").read_text()
     assert 's1,process,"could not be prepared: ended its process each of 2 times (SIGKILL' in text
+
+
+def test_shards_of_different_scans_or_options_never_mix(scans, request_, preprocessed, monkeypatch) -> None:
+    monkeypatch.setattr(prepare_module, "in_processes", one_by_one)
+    catalogue = catalogue_of(scans)
+    fewer = dataclasses.replace(catalogue, rows=catalogue.rows[:3])
+    one, two = (dataclasses.replace(request_, shard=(part, 2)) for part in (1, 2))
+    assert prepare(catalogue, one, QUIET).folder is None
+    for other, request in ((fewer, two), (catalogue, dataclasses.replace(two, exclude_datasets=(4,)))):
+        with pytest.raises(UserError, match="was begun with another catalogue, or with other values of --exclude"):
+            prepare(other, request, QUIET)
+    assert not (preprocessed / "Dataset900_Brains").exists()
+    assert prepare(fewer, request_, QUIET).prepared == 3  # without a shard, it takes over
+
+
+def test_a_shard_whose_scans_were_replaced_meanwhile_puts_nothing_together(
+    scans, request_, preprocessed, monkeypatch
+) -> None:
+    monkeypatch.setattr(prepare_module, "in_processes", one_by_one)
+    catalogue = catalogue_of(scans)
+    fewer = dataclasses.replace(catalogue, rows=catalogue.rows[:3])
+    work = preprocessed / ".Dataset900_Brains.preparing"
+    real = prepare_module._preprocess
+
+    def overtaken(*args: object) -> None:
+        real(*args)  # type: ignore[arg-type]
+        (work / "records" / "selection.json").write_bytes(request_.selection_of(fewer))
+
+    monkeypatch.setattr(prepare_module, "_preprocess", overtaken)
+    with pytest.raises(UserError, match="Another command has begun to prepare Dataset900_Brains with other scans"):
+        prepare(catalogue, request_, QUIET)
+    assert not (preprocessed / "Dataset900_Brains").exists()
+    assert len(list(work.rglob("*.b2nd"))) == 4

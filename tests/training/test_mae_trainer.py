@@ -1,5 +1,7 @@
 import json
 import pickle
+import shutil
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +9,13 @@ import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import distributed as dist
 
-from nnssl_mae.errors import UserError
+from nnssl_mae.errors import ResumableError, UserError
 from nnssl_mae.masking import hidden_voxels
 from nnssl_mae.patches import faults
+from nnssl_mae.patches.splits import read_split
+from nnssl_mae.scans.cases import CaseRow, read_cases, write_cases
 from nnssl_mae.training.mae_trainer import nnUNetTrainerMAE
 from tests.patches.stored import data_folder
 from tests.training.trainers import assert_same_weights, make_trainer, weights
@@ -182,7 +187,7 @@ def test_numbered_folds_are_in_nnunets_file_and_by_subject(prepared: Path) -> No
 
 
 def test_a_run_goes_on_without_volumes_that_were_lost_and_says_so(prepared: Path) -> None:
-    trainer = make_trainer(nnUNetTrainerMAE, prepared, "nnsslMAEPlans")
+    trainer = make_trainer(nnUNetTrainerMAE, prepared, "nnsslMAEPlans", fold=0)
     training, validation = trainer.do_split()
     folder = data_folder(prepared)
     for case in (training[0], validation[1]):
@@ -191,7 +196,7 @@ def test_a_run_goes_on_without_volumes_that_were_lost_and_says_so(prepared: Path
     trainer.perform_actual_validation()
     log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
     for case in (training[0], validation[1]):
-        assert log.count(f"another case stands in for {case}:") == 1
+        assert log.count(f"case {case} is passed over:") == 1
     assert np.isfinite(trainer.logger.get_value("val_losses", step=None)).all()
     summary = json.loads(Path(trainer.output_folder, "validation", "summary.json").read_text())
     assert summary["cases"] == len(validation) - 1
@@ -200,14 +205,69 @@ def test_a_run_goes_on_without_volumes_that_were_lost_and_says_so(prepared: Path
 
 def test_a_run_stops_where_too_many_volumes_are_lost(prepared: Path, monkeypatch) -> None:
     monkeypatch.setattr(faults, "_AT_LEAST", 2)
-    trainer = make_trainer(nnUNetTrainerMAE, prepared, "nnsslMAEPlans")
+    trainer = make_trainer(nnUNetTrainerMAE, prepared, "nnsslMAEPlans", fold=0)
     trainer.on_train_start()
     folder = data_folder(prepared)
     for path in folder.glob("*.b2nd"):
         path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"3 cases could not be read in this run, more than the 2"):
+    with pytest.raises(UserError, match=r"[3-6] cases could not be read in this run, more than the 2"):
         for _ in range(9):
             trainer.train_step(next(trainer.dataloader_train))
+
+
+def test_a_run_stops_where_no_held_out_scan_can_be_read(prepared: Path) -> None:
+    trainer = make_trainer(nnUNetTrainerMAE, prepared, "nnsslMAEPlans", fold=0)
+    _, validation = trainer.do_split()
+    for case in validation:
+        (data_folder(prepared) / f"{case}.b2nd").unlink()
+    with pytest.raises(UserError, match="None of the held-out scans can be read"):
+        trainer.run_training()
+
+
+@pytest.mark.parametrize("fold", ["all", 0])
+def test_a_run_keeps_its_split_when_its_dataset_has_gained_scans(prepared: Path, fold, monkeypatch) -> None:
+    first = make_trainer(nnUNetTrainerMAE, prepared, "nnsslMAEPlans", fold=fold)
+    monkeypatch.setattr(first, "num_epochs", 1)
+    first.run_training()
+    began = {side: set(cases) for side, cases in read_split(Path(first.output_folder, "split.json")).items()}
+
+    folder = data_folder(prepared)
+    columns = [field.name for field in fields(CaseRow)]
+    rows = [CaseRow(**row) for row in read_cases(folder, columns).reset_index().to_dict("records")]
+    new = [replace(rows[0], case=f"new{n}", subject=f"new{n}") for n in range(20)]
+    for row in new:
+        shutil.copy(folder / f"{rows[0].case}.b2nd", folder / f"{row.case}.b2nd")
+    write_cases(folder, [*rows, *new])
+    (prepared / "splits_final.json").unlink(missing_ok=True)
+
+    resumed = make_trainer(nnUNetTrainerMAE, prepared, "nnsslMAEPlans", fold=fold)
+    resumed.load_checkpoint(str(Path(first.output_folder, "checkpoint_final.pth")))
+    training, validation = resumed.do_split()
+    assert set(validation) == began["val"]
+    assert set(training) == began["train"] | {row.case for row in new}
+    log = "".join(path.read_text() for path in Path(first.output_folder).glob("training_log*.txt"))
+    assert "the dataset has changed since this run began: 20 scans are new and 0 are gone" in log
+
+    anew = make_trainer(nnUNetTrainerMAE, prepared, "nnsslMAEPlans", fold=fold)
+    assert set(anew.do_split()[1]) != began["val"]
+
+
+def test_processes_that_see_different_scans_do_not_start(prepared: Path, monkeypatch) -> None:
+    """One would learn what the other holds out."""
+    trainer = make_trainer(nnUNetTrainerMAE, prepared, "nnsslMAEPlans")
+    monkeypatch.setattr(trainer, "is_ddp", True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    for other in ("equal", "different"):
+
+        def gather(into: list[str], mine: str, other: str = other) -> None:
+            into[:] = [mine, mine if other == "equal" else "0123456789"]
+
+        monkeypatch.setattr(dist, "all_gather_object", gather)
+        if other == "equal":
+            trainer._agree(["a"], ["b"])
+        else:
+            with pytest.raises(ResumableError, match="see different scans in the dataset"):
+                trainer._agree(["a"], ["b"])
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(prepared: Path) -> None:

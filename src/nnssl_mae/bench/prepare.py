@@ -115,7 +115,9 @@ def bench_prepare(console: Console, scan: Path | None = None, repeats: int = 3, 
                 for name, both in time_steps(next(iter(scans.values())), repeats, place).items()
             ]
     console.print(environment(), markup=False, highlight=False, soft_wrap=True)
-    print_table(console, "Volumes an hour and core", _COLUMNS, [one.row for one in found], _WHAT_IS_TIMED)
+    # A column a volume: the other way round is too wide for a terminal.
+    head, *lines = zip(_COLUMNS, *(one.row for one in found), strict=True)
+    print_table(console, "Volumes an hour and core", head, lines, _WHAT_IS_TIMED)
     print_table(console, "One volume", ("step", "stock", "ours"), steps, _WHAT_STEPS_ARE)
 
 

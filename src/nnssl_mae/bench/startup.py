@@ -26,6 +26,7 @@ from torch import device
 
 from nnssl_mae.bench.measuring import environment, print_table, seconds
 from nnssl_mae.masking import block_edges
+from nnssl_mae.memory import peak_memory
 from nnssl_mae.patches.index import CaseIndex
 from nnssl_mae.patches.loader import PatchSettings, training_stream, validation_stream
 from nnssl_mae.patches.splits import split_cases
@@ -219,12 +220,8 @@ def _measured(before: float, request: float, batch: float) -> Start:
 
 
 def _peak() -> float:
-    """Largest resident memory so far, MiB. The system's ``ru_maxrss`` would include that of the parent process."""
-    status = Path("/proc/self/status")
-    if not status.is_file():  # not Linux
-        return float("nan")
-    (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
-    return int(line.split()[1]) / 2**10
+    """Largest resident memory so far, MiB."""
+    return peak_memory() / 2**20
 
 
 def _children() -> list[int]:

@@ -31,6 +31,7 @@ ALLOWABLE = (
     "duplicate",
     "duplicate_subject",
 )
+DUPLICATES = ("duplicate", "duplicate_subject")
 CHECKS = (*NEVER_ALLOWED, *ALLOWABLE)
 """Words of the column ``check``."""
 

@@ -9,10 +9,22 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from nnssl_mae.catalogue.dicom_tags import BIG_ENDIAN, IMPLICIT, Slice, patient_hash, slices_of_series, study_hash
+from nnssl_mae.catalogue.dicom_tags import (
+    BIG_ENDIAN,
+    IMPLICIT,
+    Slice,
+    frame_positions,
+    patient_hash,
+    slices_of_series,
+    study_hash,
+)
 from nnssl_mae.catalogue.header import Header, ScanProblem, check_claim, size_of_regular_file
 from nnssl_mae.catalogue.itk import floats, grid_header, ras_affine, read_pixels, read_volume_header, reason, turned
 from nnssl_mae.catalogue.quiet import quiet_process
+
+_SAME_PLACE = 0.01  # mm
+_LARGEST_SHEAR = 0.01  # shift of slices against each other, as a share of the depth of their stack
+_UNEVEN = 1.25  # a missing slice makes 2; a spacing that changes is no spacing
 
 
 def series_header(folder: Path, series: str) -> Header:
@@ -28,12 +40,19 @@ def series_header(folder: Path, series: str) -> Header:
         if not one.whole or not one.is_image:
             raise ScanProblem("truncated", f"has a file {one.path.name} that ends inside its header")
         size_of_regular_file(one.path)
+    slices = _each_once(slices)
     first = slices[0]
     if first.number("samples", 1) > 1:
         raise ScanProblem("colour", "is a colour picture, with several numbers a voxel")
     if "MOSAIC" in first.tags.get("image_type", "").upper():
         raise ScanProblem("not_3d", "is stored as mosaics, many slices in one picture; convert it with dcm2niix")
-    header = read_volume_header(first.path, "dicom") if _has_frames(slices) else _stacked(slices)
+    if len(slices) > 1 and any(one.number("frames", 1) > 1 for one in slices):
+        raise ScanProblem("not_3d", "is stored as several files of many frames each; convert it with dcm2niix")
+    if _has_frames(slices):
+        header = read_volume_header(first.path, "dicom")
+        _check_frames(first, header)
+    else:
+        header = _stacked(slices)
     return _with_meaning(header, first)
 
 
@@ -65,6 +84,27 @@ def _read_files(files: Sequence[Path], header: Header) -> NDArray[np.float32]:
     return volume.reshape(header.stored_shape[::-1])
 
 
+def _each_once(slices: Sequence[Slice]) -> tuple[Slice, ...]:
+    """Without copies of a file under another name. Some programs give all slices the same UID: it does not suffice."""
+    tags = ("uid", "instance", "position", "image_type")
+    seen = {tuple(one.tags.get(tag, str(one.path)) for tag in tags): one for one in reversed(slices)}
+    return tuple(sorted(seen.values(), key=lambda one: one.path))
+
+
+def _check_frames(one: Slice, header: Header) -> None:
+    """Frames are stacked in the order of the file, so they must lie one behind the other as the header has it.
+
+    Raises:
+        ScanProblem: they do not, or form several volumes.
+    """
+    positions = np.array(frame_positions(one.path))
+    if len(positions) < 2 or len(positions) != one.number("frames", 1):
+        return  # the file does not say it of each frame
+    steps = np.diff(positions, axis=0) * (-1, -1, 1)  # to RAS
+    if not np.allclose(steps, header.affine[:3, 2], atol=0.1 * header.stored_spacing[2]):
+        raise ScanProblem("not_3d", "has frames that are no stack of slices in order; convert it with dcm2niix")
+
+
 def _has_frames(slices: Sequence[Slice]) -> bool:
     return len(slices) == 1 and slices[0].number("frames", 1) > 1
 
@@ -90,7 +130,8 @@ def _stacked(slices: Sequence[Slice]) -> Header:
     across, down, normal = _directions(slices)
     places = _places(slices, normal)
     ordered = sorted(range(len(slices)), key=lambda n: (places[n], slices[n].number("instance", 0), slices[n].path))
-    levels = np.unique(np.round(places, 3))
+    _check_stack(slices, places, normal)
+    levels = _levels(places)
     volumes, rest = divmod(len(slices), len(levels))
     if rest:
         raise ScanProblem("truncated", f"has {len(slices)} files for {len(levels)} places, so that some are missing")
@@ -103,6 +144,8 @@ def _stacked(slices: Sequence[Slice]) -> Header:
     spacing = (in_plane[1], in_plane[0], gap)
     first = slices[ordered[0]]
     origin = first.numbers("position")
+    if len({one.numbers("spacing") for one in slices}) > 1:
+        raise ScanProblem("spacing", "has slices of several voxel sizes")
     affine = ras_affine(np.stack([across, down, normal], axis=1), spacing, origin if len(origin) == 3 else (0, 0, 0))
     bits = 8 if first.number("bits", 16) <= 8 else 16 if first.number("bits", 16) <= 16 else 32
     dtype = f"{'int' if first.number('signed', 0) else 'uint'}{bits}"
@@ -129,7 +172,31 @@ def _directions(slices: Sequence[Slice]) -> tuple[NDArray[np.float64], NDArray[n
 
 def _direction(one: Slice) -> tuple[float, ...]:
     numbers = one.numbers("direction")
-    return numbers if len(numbers) == 6 else (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+    if len(numbers) != 6:
+        raise ScanProblem("unreadable", "does not say how its slices lie, so that left and right are not known")
+    return numbers
+
+
+def _check_stack(slices: Sequence[Slice], places: NDArray[np.float64], normal: NDArray[np.float64]) -> None:
+    """Slices must lie straight behind each other; those of a tilted gantry (CT) are shifted against each other."""
+    positions = [one.numbers("position") for one in slices]
+    edges = slices[0].numbers("spacing")
+    if any(len(position) != 3 for position in positions) or len(edges) != 2:
+        return
+    beside = np.array(positions) - np.outer(places, normal)
+    shift, depth = float(np.ptp(beside, axis=0).max()), float(np.ptp(places))
+    if shift > max(edges) and shift > _LARGEST_SHEAR * depth:
+        raise ScanProblem(
+            "spacing",
+            f"has slices that are shifted by {shift:.3g} mm against each other, as with a tilted gantry; convert it "
+            "with dcm2niix, which corrects that",
+        )
+
+
+def _levels(places: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The different places, ascending; digits that were lost in writing make no difference."""
+    ordered = np.sort(places)
+    return ordered[np.diff(ordered, prepend=-np.inf) > _SAME_PLACE]
 
 
 def _places(slices: Sequence[Slice], normal: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -151,7 +218,7 @@ def _gap(levels: NDArray[np.float64], first: Slice) -> float:
     if len(levels) < 2:
         return _said_gap(first)
     gaps = np.diff(levels)
-    if gaps.max() > 1.5 * np.median(gaps):
+    if gaps.max() > _UNEVEN * np.median(gaps) or gaps.min() * _UNEVEN < np.median(gaps):
         raise ScanProblem(
             "truncated", f"has gaps of {gaps.min():.3g} to {gaps.max():.3g} mm between slices, so that some are missing"
         )

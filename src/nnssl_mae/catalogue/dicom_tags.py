@@ -7,6 +7,7 @@ nothing it contains can crash the process. Tags and encodings: DICOM PS3.5 and P
 from __future__ import annotations
 
 import functools
+import re
 import struct
 import zlib
 from collections import defaultdict
@@ -24,10 +25,14 @@ _LONG_LENGTHS = {b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UT", b"UN", 
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _DEEPEST = 16
+_NAME = re.compile(r"(?i)\.(dcm|ima|dicom)$|^[^.]+$|\.\d+$")
+"""An ending of theirs, none, or a number (of slices and UIDs)."""
+_POSITION = re.compile(rb"\x20\x00\x32\x00(?:DS..|..\0\0)([-+.0-9eE]+\\[-+.0-9eE]+\\[-+.0-9eE]+[ \0]?)", re.DOTALL)
 _TAGS = {
     0x00020002: "storage",
     0x00020010: "syntax",
     0x00080008: "image_type",
+    0x00080018: "uid",
     0x00080060: "modality",
     0x0008103E: "description",
     0x00100020: "patient",
@@ -107,14 +112,40 @@ def slices_of_series(folder: Path, series: str) -> tuple[Slice, ...]:
         return ()
 
 
+def is_called_dicom(name: str) -> bool:
+    """Whether a name ends in a word that says DICOM."""
+    return name.lower().endswith((".dcm", ".ima", ".dicom"))
+
+
+def may_be_dicom(name: str) -> bool:
+    """Whether a name is one that DICOM files have."""
+    return not name.startswith(".") and _NAME.search(name) is not None
+
+
 @functools.lru_cache(maxsize=1)
 def _series_in(folder: str, modified_ns: int) -> dict[str, tuple[Slice, ...]]:
     """The series of a folder. Remembered, because a folder of 50 series is asked for each of them in turn."""
     series: dict[str, list[Slice]] = defaultdict(list)
     for path in sorted(Path(folder).iterdir()):
-        if not path.name.startswith(".") and path.is_file() and (one := read_slice(path)).series and one.is_image:
+        if may_be_dicom(path.name) and path.is_file() and (one := read_slice(path)).series and one.is_image:
             series[one.series].append(one)
     return {uid: tuple(slices) for uid, slices in series.items()}
+
+
+def frame_positions(path: Path) -> list[tuple[float, ...]]:
+    """Position (x, y, z in mm) of each frame of a multi-frame file, in its order; none where it is not said.
+
+    They lie deep in nested sequences in front of the pixels; their tag followed by numbers does not occur elsewhere.
+    """
+    try:
+        with path.open("rb") as file:
+            block = file.read(_LONGEST_HEADER)
+    except OSError:
+        return []
+    end = block.find(b"\xe0\x7f\x10\x00")
+    texts = (found.group(1) for found in _POSITION.finditer(block, 0, end if end >= 0 else len(block)))
+    numbers = (text.strip(b" \0").split(b"\\") for text in texts)
+    return [tuple(map(float, parts)) for parts in numbers if len(parts) == 3]
 
 
 def patient_hash(one: Slice) -> str:

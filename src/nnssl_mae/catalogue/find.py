@@ -9,7 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from nnssl_mae.catalogue.dicom_tags import Slice, patient_hash, read_slice, slices_of_series, study_hash
+from nnssl_mae.catalogue.dicom_tags import (
+    Slice,
+    is_called_dicom,
+    patient_hash,
+    read_slice,
+    slices_of_series,
+    study_hash,
+)
 from nnssl_mae.catalogue.names import is_data_type, modality_of, safe_name, session_of
 from nnssl_mae.catalogue.walk import DETACHED, ENDINGS, File, Folder, Walk, as_file, ending_of
 from nnssl_mae.errors import UserError
@@ -89,7 +96,7 @@ def find_scans(
     sources: Sequence[Path],
     subject_regex: str | None = None,
     exclude_suffix: str = EXCLUDE_SUFFIX,
-    known_names: Mapping[Key, str] | None = None,
+    known_names: Mapping[tuple[str, ...], str] | None = None,
     workers: int = 1,
 ) -> FoundScans:
     """Lists the scans in folders (at any depth) and among the given files.
@@ -166,13 +173,19 @@ def dataset_names(sources: Sequence[Path]) -> list[str]:
             depths[folder] += 1
 
 
-def with_unique_names(found: Sequence[Found], known_names: Mapping[Key, str]) -> list[Found]:
+def with_unique_names(found: Sequence[Found], known_names: Mapping[tuple[str, ...], str]) -> list[Found]:
     """Equal names get a hash of dataset and path; the first keeps no special right, but known names stay.
 
     So do names that would make the stored volume look like an exclusion mask. The result depends on what is searched,
-    not on where it lies.
+    not on where it lies. Names are known by key, and by :func:`place_in_dataset` of files that were moved with their
+    tree.
     """
     known = {one.scan.key: known_names[one.scan.key] for one in found if one.scan.key in known_names}
+    used = set(known.values())
+    for one in found:  # those that lie elsewhere now, because a disk was mounted at another place
+        before = known_names.get(place_in_dataset(one))
+        if one.scan.key not in known and before is not None and before not in used:
+            known[one.scan.key] = before
     count = Counter(one.scan.case.lower() for one in found if one.scan.key not in known)
     taken = {name.lower() for name in known_names.values()}
     named = []
@@ -184,6 +197,11 @@ def with_unique_names(found: Sequence[Found], known_names: Mapping[Key, str]) ->
             case = f"{case}-{short_hash(identity, 8)}"
         named.append(replace(one, scan=replace(one.scan, case=case)))
     return named
+
+
+def place_in_dataset(one: Found) -> tuple[str, str, str, str]:
+    """What stays the same when a tree is moved: dataset, path below its root, series and frame."""
+    return (one.scan.dataset, text_of(one.relative), one.scan.series, one.scan.frame)
 
 
 def frames_of(one: Found, frames: Sequence[str]) -> list[Found]:
@@ -314,13 +332,9 @@ def _dicom_slices(
 
 
 def slices_in(folder: Folder) -> list[Slice]:
-    """The DICOM images of a folder; files that are called so and are none come without a series."""
+    """The DICOM images of a folder; those that cannot be used come without a series."""
     slices = (read_slice(file.path) for file in folder.maybe_dicom)
-    return [one for one in slices if (one.series and one.is_image) or (not one.tags and _is_called_dicom(one.path))]
-
-
-def _is_called_dicom(path: Path) -> bool:
-    return path.suffix.lower() in (".dcm", ".ima", ".dicom")
+    return [one for one in slices if (one.is_image if one.tags else is_called_dicom(one.path.name))]
 
 
 def _series_in(folder: Folder, slices: Sequence[Slice], dataset: str) -> Iterator[_Unnamed]:
@@ -338,7 +352,9 @@ def _series_in(folder: Folder, slices: Sequence[Slice], dataset: str) -> Iterato
 
 
 def _with_subjects(scans: Sequence[_Unnamed], expression: re.Pattern[str] | None) -> list[Found]:
-    folders_are_subjects = len({one.relative.split("/")[0] for one in scans if "/" in one.relative}) > 1
+    if expression is not None:
+        _check_matches(scans, expression)
+    folders_are_subjects = len({folders[0] for one in scans if (folders := _folders_of_persons(one.relative))}) > 1
     found = []
     for one in scans:
         subject, said_by, session = map(text_of, _subject(one, expression, folders_are_subjects))
@@ -355,23 +371,45 @@ def _subject(one: _Unnamed, expression: re.Pattern[str] | None, folders_are_subj
     session = session_of(one.relative) or (study_hash(one.first) if one.first else "")
     if expression is not None:
         match = expression.search(one.relative)
-        if match is None or not match.groups() or not match.group(1):
-            raise UserError(
-                f"--subject-regex '{expression.pattern}' finds no group in '{text_of(one.relative)}'; "
-                "it needs one pair of brackets that matches in every path"
-            )
-        return match.group(1), "regex", match.groupdict().get("session") or session
+        assert match is not None  # _check_matches
+        return subject_in(match), "regex", match.groupdict().get("session") or session
     if bids := re.search(r"(?:^|[/_])(sub-[A-Za-z0-9]+)", one.relative):
         return bids.group(1), "bids", session
     if one.first is not None and (patient := patient_hash(one.first)):
         return patient, "dicom", session
-    parts = one.relative.rstrip("/").split("/")
-    is_series = one.first is not None
-    if folders_are_subjects and (len(parts) > 1 or is_series):
-        visit = parts[1] if len(parts) > (1 if is_series else 2) and not is_data_type(parts[1]) else ""
-        return parts[0], "folder", session or visit
-    name = parts[-1] or one.scan.dataset if is_series else stem(one.scan.path)
+    folders = _folders_of_persons(one.relative)
+    if folders_are_subjects and folders:
+        visit = folders[1] if len(folders) > 1 and not is_data_type(folders[1]) else ""
+        return folders[0], "folder", session or visit
+    if not folders and session_of(one.relative.rpartition("/")[0]):  # visits right below: the root is one person's
+        return one.scan.dataset, "folder", session
+    name = one.relative.rstrip("/").rsplit("/", 1)[-1] or one.scan.dataset if one.first else stem(one.scan.path)
     return re.sub(r"_\d{4}$", "", name), "file", session
+
+
+def _folders_of_persons(relative: str) -> list[str]:
+    """The folders of a path without leading ones that say a visit or a kind of file: ``anat/anna/`` is of anna."""
+    folders = relative.split("/")[:-1]
+    while folders and (is_data_type(folders[0]) or session_of(folders[0])):
+        folders = folders[1:]
+    return folders
+
+
+def subject_in(match: re.Match[str] | None) -> str:
+    """The first group of a match that is not the one called ``session``; empty where nothing matched."""
+    if match is None:
+        return ""
+    session = match.re.groupindex.get("session")
+    return next((match.group(n) or "" for n in range(1, match.re.groups + 1) if n != session), "")
+
+
+def _check_matches(scans: Sequence[_Unnamed], expression: re.Pattern[str]) -> None:
+    without = [text_of(one.relative) for one in scans if not subject_in(expression.search(one.relative))]
+    if without:
+        raise UserError(
+            f"--subject-regex '{expression.pattern}' finds no group in {len(without)} of {len(scans)} paths, such as "
+            f"'{without[0]}' and '{without[-1]}'; it needs one pair of brackets that matches in every path"
+        )
 
 
 def _series_name(subject: str, description: str, series: str) -> str:

@@ -106,7 +106,8 @@ def size_of_regular_file(path: Path) -> int:
     try:
         status = path.stat()
     except FileNotFoundError:
-        what = "is a link to a file that is not there" if path.is_symlink() else "is not there any more"
+        link = "is a link to a file that is not there (of datalad or git-annex: get it first)"
+        what = link if path.is_symlink() else "is not there any more"
         raise ScanProblem("unreadable", what) from None
     except (OSError, ValueError) as error:
         raise ScanProblem("unreadable", f"cannot be opened ({why(error)})") from error

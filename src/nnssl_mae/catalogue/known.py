@@ -88,18 +88,23 @@ class _Facts:
 class Known:
     """Rows by key. A file counts as unchanged if its size, its time of change and its mask are the same.
 
+    So does one at the same place of a dataset that was moved.
+
     Scans that could not be opened are tried again: permissions and network disks recover.
     """
 
     def __init__(self, earlier: Catalogue | None) -> None:
         self._rows: dict[Key, _Facts] = {}
         self._headers: dict[tuple[str, str], ScanRow] = {}
+        self._places: dict[tuple[str, ...], ScanRow] = {}
         for values in _rows(earlier):
             self._add(ScanRow(**values), None)
 
-    def names(self) -> dict[Key, str]:
-        """Case names that scans had."""
-        return {key: facts.row.case for key, facts in self._rows.items()}
+    def names(self) -> dict[tuple[str, ...], str]:
+        """Case names that scans had, by key and by place in their dataset."""
+        names: dict[tuple[str, ...], str] = {place: row.case for place, row in self._places.items()}
+        names.update((key, facts.row.case) for key, facts in self._rows.items())
+        return names
 
     def read_journal(self, path: Path) -> None:
         """Adds what a killed run had found out."""
@@ -116,6 +121,9 @@ class Known:
         facts = self._rows.get(_key(row))
         if facts is not None and _same_files(facts.row, row) and facts.row.check != "unreadable":
             return with_facts(row, facts.row)
+        moved = self._places.get(_place_in_dataset(row))
+        if facts is None and moved is not None and _same_files(moved, row, moved_too=True) and knows_header(moved):
+            return with_facts(row, moved)
         header = self._headers.get((row.path, row.series))
         if header is not None and _same_files(header, row):
             return without_voxels(with_facts(row, header))
@@ -128,6 +136,7 @@ class Known:
 
     def _add(self, row: ScanRow, place: Place | None) -> None:
         self._rows[_key(row)] = _Facts(row, place)
+        self._places[_place_in_dataset(row)] = row
         if knows_header(row):
             self._headers[row.path, row.series] = row
 
@@ -191,5 +200,10 @@ def _key(row: ScanRow) -> Key:
     return (row.path, row.series, row.frame)
 
 
-def _same_files(one: ScanRow, other: ScanRow) -> bool:
-    return (one.bytes, one.modified_ns, one.exclude_mask) == (other.bytes, other.modified_ns, other.exclude_mask)
+def _place_in_dataset(row: ScanRow) -> tuple[str, ...]:
+    return (row.dataset, row.relative, row.series, row.frame)
+
+
+def _same_files(one: ScanRow, other: ScanRow, moved_too: bool = False) -> bool:
+    masks = (Path(row.exclude_mask).name if moved_too else row.exclude_mask for row in (one, other))
+    return (one.bytes, one.modified_ns, next(masks)) == (other.bytes, other.modified_ns, next(masks))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nnssl_mae.catalogue.dicom import read_series, series_header
 from nnssl_mae.catalogue.find import Scan
-from nnssl_mae.catalogue.header import Header, ScanProblem, why
+from nnssl_mae.catalogue.header import Header, ScanProblem, size_of_regular_file, why
 from nnssl_mae.catalogue.itk import read_volume, read_volume_header
 from nnssl_mae.catalogue.nifti import NiftiFile, open_nifti, read_ras
 
@@ -85,7 +85,8 @@ def _opened(scan: Scan) -> tuple[Header, NiftiFile | None]:
             return nifti.summary, nifti
         if kind == "dicom":
             if not scan.series:
-                raise ScanProblem("unreadable", "is no readable DICOM file")
+                size_of_regular_file(scan.path)
+                raise ScanProblem("unreadable", "is no readable DICOM file, or does not say which series it belongs to")
             return series_header(scan.path, scan.series), None
         return read_volume_header(scan.path, kind), None
     except (ScanProblem, MemoryError):

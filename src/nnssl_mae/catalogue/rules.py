@@ -6,7 +6,8 @@ hold is described in :mod:`nnssl_mae.catalogue.where`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,9 @@ import pandas
 from numpy.typing import NDArray
 from rich.console import Console
 
+from nnssl_mae.catalogue.checks import DUPLICATES, Limits, duplicate_verdicts
+from nnssl_mae.catalogue.known import rows_of, writing_to
+from nnssl_mae.catalogue.lock import writing_alone
 from nnssl_mae.catalogue.table import ACCEPTED, REJECTED, Catalogue, read_catalogue, write_catalogue
 from nnssl_mae.catalogue.where import Where, parse_where
 from nnssl_mae.errors import UserError
@@ -70,18 +74,31 @@ def rules_of(catalogue: Catalogue) -> list[Rule]:
 def apply_rules(catalogue: Catalogue) -> Catalogue:
     """The same catalogue with ``rule`` and ``verdict`` set anew from ``check`` and all rules.
 
-    A scan that failed a check stays rejected for that reason and has no ``rule``.
+    A scan that failed a check stays rejected for that reason and has no ``rule``. Duplicates are found anew among the
+    scans that are left: the copy of one that a rule leaves out is no duplicate any more.
 
     Raises:
         UserError: a stored rule is damaged.
     """
     rows = catalogue.rows.copy()
+    were_duplicates = rows["check"].isin(DUPLICATES) & (rows["voxel_hash"] != "")
+    rows.loc[were_duplicates, ["check", "detail"]] = ""
     passed = _passed(rows)
     left_out = np.where(passed, _left_out_by(rows, rules_of(catalogue)), "")
     rows["rule"] = pandas.Series(left_out.tolist(), index=rows.index, dtype=object)
     accepted = passed & (left_out == "")
     rows["verdict"] = pandas.Series(np.where(accepted, ACCEPTED, REJECTED).tolist(), index=rows.index, dtype=object)
+    _reject_duplicates(rows, tuple(catalogue.settings.get("limits", {}).get("allow", ())))
     return replace(catalogue, rows=rows)
+
+
+def _reject_duplicates(rows: pandas.DataFrame, allowed: tuple[str, ...]) -> None:
+    """Sets check, detail and verdict of all but one of the accepted scans that have the same voxels."""
+    accepted = rows[(rows["verdict"] == ACCEPTED) & (rows["voxel_hash"] != "")]
+    copies = accepted[accepted.duplicated("voxel_hash", keep=False)]
+    verdicts = duplicate_verdicts(rows_of(Catalogue(copies)), Limits(allow=allowed))
+    for place, (check, detail) in verdicts.items():
+        rows.loc[copies.index[place], ["check", "detail", "verdict"]] = [check, detail, REJECTED]
 
 
 def add_rule(folder: Path, kind: str, where: str) -> Catalogue:
@@ -96,9 +113,9 @@ def add_rule(folder: Path, kind: str, where: str) -> Catalogue:
         UserError: the condition is not possible (the catalogue stays as it is), or there is no catalogue.
     """
     rule = Rule(_kind(kind), parse_where(where))
-    catalogue = read_catalogue(folder)
-    rules = rules_of(catalogue)
-    return _rewrite(folder, catalogue, rules if rule in rules else [*rules, rule])
+    with _changing(folder) as catalogue:
+        rules = rules_of(catalogue)
+        return _rewrite(folder, catalogue, rules if rule in rules else [*rules, rule])
 
 
 def remove_rules(folder: Path, number: int | None = None) -> Catalogue:
@@ -107,14 +124,14 @@ def remove_rules(folder: Path, number: int | None = None) -> Catalogue:
     Raises:
         UserError: there is no such rule, or no catalogue.
     """
-    catalogue = read_catalogue(folder)
-    if number is None:
-        return _rewrite(folder, catalogue, [])
-    rules = rules_of(catalogue)
-    if not 1 <= number <= len(rules):
-        numbers = f"its rules have the numbers 1 to {len(rules)}" if rules else "it has no rules"
-        raise UserError(f"{folder} has no rule {number}; {numbers}")
-    return _rewrite(folder, catalogue, rules[: number - 1] + rules[number:])
+    with _changing(folder) as catalogue:
+        if number is None:
+            return _rewrite(folder, catalogue, [])
+        rules = rules_of(catalogue)
+        if not 1 <= number <= len(rules):
+            numbers = f"its rules have the numbers 1 to {len(rules)}" if rules else "it has no rules"
+            raise UserError(f"{folder} has no rule {number}; {numbers}")
+        return _rewrite(folder, catalogue, rules[: number - 1] + rules[number:])
 
 
 def effects(catalogue: Catalogue) -> list[Effect]:
@@ -159,10 +176,21 @@ def print_rules(catalogue: Catalogue, console: Console) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+@contextlib.contextmanager
+def _changing(path: Path) -> Iterator[Catalogue]:
+    """A catalogue that no scan writes meanwhile, which would undo the change."""
+    read_catalogue(path)  # or there is no folder to hold a lock in
+    folder = path if path.is_dir() else path.parent
+    with writing_alone(folder):
+        yield read_catalogue(path)
+
+
 def _rewrite(folder: Path, catalogue: Catalogue, rules: Sequence[Rule]) -> Catalogue:
     stored = [{"kind": rule.kind, "where": rule.where.text} for rule in rules]
     changed = apply_rules(replace(catalogue, settings={**catalogue.settings, _SETTING: stored}))
-    write_catalogue(folder if folder.is_dir() else folder.parent, changed)
+    folder = folder if folder.is_dir() else folder.parent
+    with writing_to(folder):
+        write_catalogue(folder, changed)
     return changed
 
 

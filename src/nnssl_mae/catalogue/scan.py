@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import pandas
 from rich.console import Console
 
-from nnssl_mae.catalogue.checks import Limits, duplicate_verdicts, header_verdict, voxel_verdict
+from nnssl_mae.catalogue.checks import Limits, header_verdict, voxel_verdict
 from nnssl_mae.catalogue.examine import Examined, examine_header, examine_voxels
 from nnssl_mae.catalogue.find import EXCLUDE_SUFFIX, Found, Scan, find_scans, frames_of, path_text, stamp
 from nnssl_mae.catalogue.find import with_unique_names as named
@@ -26,14 +25,17 @@ from nnssl_mae.catalogue.known import (
     without_voxels,
     writing_to,
 )
+from nnssl_mae.catalogue.lock import writing_alone
 from nnssl_mae.catalogue.read import format_of
-from nnssl_mae.catalogue.rules import apply_rules
+from nnssl_mae.catalogue.rules import apply_rules, rules_of
 from nnssl_mae.catalogue.summary import print_found, print_result, say
 from nnssl_mae.catalogue.table import (
     ACCEPTED,
     COLUMNS,
     REJECTED,
     TABLE,
+    TABLE_FOR_PEOPLE,
+    THUMBNAILS,
     Catalogue,
     ScanRow,
     read_catalogue,
@@ -43,13 +45,14 @@ from nnssl_mae.catalogue.table import (
 from nnssl_mae.catalogue.thumbnails import write_thumbnails
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import remove_leftovers
+from nnssl_mae.memory import memory_budget
 from nnssl_mae.parallel import Outcome, in_processes
 from nnssl_mae.progress import track
 
 SPLITS = ("mean", "first", "all")
 _JOURNAL, _PICTURES = "scan.journal", "scan.pictures"
+_FILES = (TABLE, TABLE_FOR_PEOPLE, THUMBNAILS)
 _BYTES_A_VOXEL = 24  # while a scan is examined: as stored, as float32, and masks of it
-_SHARE_OF_MEMORY = 0.5
 _NO_TEXT = "has a name that is no valid text (UTF-8), which the libraries that read scans cannot open; rename it"
 
 
@@ -90,12 +93,6 @@ def scan_folders(
     names = known.names()
     found = find_scans(roots, subject_regex, exclude_suffix, names, workers)
     print_found(found, console)
-    known = Known(None) if rehash else known
-    journal, pictures = (folder / f"{'re' if rehash else ''}{name}" for name in (_JOURNAL, _PICTURES))
-    with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)
-    known.read_journal(journal)
     settings = {
         "roots": [path_text(root.absolute()) for root in roots],
         "limits": asdict(limits),
@@ -103,21 +100,46 @@ def scan_folders(
         "exclude_suffix": exclude_suffix,
         "split_4d": split_4d,
         "headers_only": headers_only,
-        "rules": earlier.settings.get("rules", []) if earlier else [],
     }
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with writing_alone(folder):
+        known = Known(None) if rehash else known
+        catalogue = _read_and_judged(found.found, folder, known, names, limits, settings, console, workers, rehash)
+    print_result(catalogue, folder, earlier, console)
+    return catalogue
+
+
+def _read_and_judged(
+    found: Sequence[Found],
+    folder: Path,
+    known: Known,
+    names: dict[tuple[str, ...], str],
+    limits: Limits,
+    settings: dict[str, Any],
+    console: Console,
+    workers: int,
+    rehash: bool,
+) -> Catalogue:
+    """Reads what is not known and writes the catalogue; ``names`` are those of earlier runs."""
+    journal, pictures = (folder / f"{'re' if rehash else ''}{name}" for name in (_JOURNAL, _PICTURES))
+    for name in _FILES:
+        remove_leftovers(folder, name)
+    known.read_journal(journal)
+    earlier = _earlier(folder, console, quiet=True)  # again: rules may have been added while folders were searched
+    rules = earlier.settings.get("rules", []) if earlier else []
     with Notes(folder, journal, pictures) as notes:
         work = _Work(known, notes, console, workers)
-        rows = work.split(found.found, work.headers(found.found), split_4d, names)
-        if not headers_only:
+        rows = work.split(found, work.headers(found), settings["split_4d"], names)
+        if not settings["headers_only"]:
             rows = work.voxels(rows, limits)
-        catalogue = apply_rules(Catalogue(_table(_judged(rows, limits)), settings))
+        catalogue = apply_rules(Catalogue(_table(_judged(rows, limits)), {**settings, "rules": rules}))
         places = {row.case: place for row in rows if (place := notes.places.get(_key(row)) or known.place(row))}
         with writing_to(folder):
             write_thumbnails(folder, _cases_with_pictures(catalogue), places, pictures)
             write_catalogue(folder, catalogue)
     for path in (journal, pictures):
         path.unlink(missing_ok=True)
-    print_result(catalogue, folder, earlier, console)
     return catalogue
 
 
@@ -226,7 +248,7 @@ class _Work:
             scans,
             min(self._workers, len(todo)),
             cost=lambda scan: cost(rows[places[scan.key]]),
-            budget=_SHARE_OF_MEMORY * _memory(),
+            budget=memory_budget(None),
         )
         for outcome in track(outcomes, label, len(todo), self._console):
             place = places[outcome.item.key]
@@ -240,13 +262,8 @@ class _Work:
 
 
 def _judged(rows: Sequence[ScanRow], limits: Limits) -> list[ScanRow]:
-    """The rows with check, detail and verdict, sorted by case."""
-    rows = sorted((_judge(row, limits) for row in rows), key=lambda row: row.case)
-    passed = [n for n, row in enumerate(rows) if not row.check]
-    verdicts = duplicate_verdicts([rows[n] for n in passed], limits)
-    for place, (check, detail) in verdicts.items():
-        rows[passed[place]] = replace(rows[passed[place]], check=check, detail=detail, verdict=REJECTED)
-    return rows
+    """The rows with check, detail and verdict, sorted by case; duplicates are left to the rules."""
+    return sorted((_judge(row, limits) for row in rows), key=lambda row: row.case)
 
 
 def _judge(row: ScanRow, limits: Limits) -> ScanRow:
@@ -270,14 +287,17 @@ def _check_options(folder: Path, split_4d: str | None, workers: int) -> None:
         raise UserError(f"{folder} is a file; give a folder for the catalogue with -o")
 
 
-def _earlier(folder: Path, console: Console) -> Catalogue | None:
+def _earlier(folder: Path, console: Console, quiet: bool = False) -> Catalogue | None:
     if not (folder / TABLE).is_file():
         return None
     try:
-        return read_catalogue(folder)
+        earlier = read_catalogue(folder)
     except UserError as error:
-        say(console, f"The earlier catalogue is not used, and its rules are lost: {error}", style="yellow")
+        if not quiet:
+            say(console, f"The earlier catalogue is not used, and its rules are lost: {error}", style="yellow")
         return None
+    rules_of(earlier)  # damaged ones would stop us after hours of reading
+    return earlier
 
 
 def _limits_of(catalogue: Catalogue) -> Limits:
@@ -310,13 +330,6 @@ def _with_header(row: ScanRow, whole: ScanRow) -> ScanRow:
 
 def _memory_of(row: ScanRow) -> float:
     return float(row.size_x) * row.size_y * row.size_z * _BYTES_A_VOXEL
-
-
-def _memory() -> float:
-    try:
-        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, OSError, ValueError):
-        return float("inf")
 
 
 def _cases_with_pictures(catalogue: Catalogue) -> Iterable[str]:

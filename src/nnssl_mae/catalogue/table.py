@@ -19,7 +19,7 @@ from nnssl_mae.errors import UserError
 from nnssl_mae.files import whole_file
 
 SCHEMA = 1
-TABLE, TABLE_FOR_PEOPLE = "catalogue.parquet", "catalogue.csv"
+TABLE, TABLE_FOR_PEOPLE, THUMBNAILS = "catalogue.parquet", "catalogue.csv", "thumbnails.parquet"
 ACCEPTED, REJECTED = "accepted", "rejected"
 _METADATA = b"nnssl_mae"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow
 from pyarrow import parquet
 
-from nnssl_mae.catalogue.pictures import THUMBNAILS
+from nnssl_mae.catalogue.table import THUMBNAILS
 from nnssl_mae.files import whole_file
 
 _SCHEMA = pyarrow.schema([("case", pyarrow.string()), ("png", pyarrow.binary())])

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnssl_mae.catalogue.dicom_tags import is_called_dicom, may_be_dicom
+
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr")
 """Files that hold, or describe, one volume; a ``.hdr`` only with its ``.img``."""
 _ENDING = re.compile(f"(?i)(?:{'|'.join(map(re.escape, ENDINGS))})$")
 DETACHED = (".hdr", ".nhdr", ".mhd")
 """Headers whose voxels are in another file."""
-_DICOM = re.compile(r"(?i)\.(dcm|ima|dicom)$|^[^.]+$|\.\d+$")
-"""Names that DICOM files have: an ending of theirs, none, or a number (of slices and UIDs)."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _folder(path: Path, relative: str, files: Iterable[os.DirEntry[str]]) -> Fol
         if ending:
             beside = as_written if ending.lower() in DETACHED else ()
             volumes.append(as_file(path / entry.name, f"{relative}{entry.name}", beside))
-        elif _DICOM.search(entry.name) and _is_regular(entry):
+        elif may_be_dicom(entry.name) and (_is_regular(entry) or _leads_nowhere(entry)):
             maybe_dicom.append(as_file(path / entry.name, f"{relative}{entry.name}"))
     return Folder(path, relative, tuple(volumes), tuple(maybe_dicom))
 
@@ -129,6 +129,11 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a loop of links
         return False
+
+
+def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
+    """A link to a DICOM file that is not there, as git-annex leaves them; other dead links are none of our business."""
+    return entry.is_symlink() and is_called_dicom(entry.name) and not Path(entry.path).exists()
 
 
 def _is_regular(entry: os.DirEntry[str]) -> bool:

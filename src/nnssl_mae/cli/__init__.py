@@ -7,18 +7,28 @@ from itertools import takewhile
 
 from nnssl_mae.cli import benching, checking, preparing, scanning, training
 from nnssl_mae.cli.app import app
-from nnssl_mae.errors import UserError
+from nnssl_mae.errors import ResumableError, UserError
 
 __all__ = ["app", "benching", "checking", "join_numbers", "main", "preparing", "scanning", "training"]
 
 
 def main() -> None:
-    """Entry point: a :class:`UserError` becomes one sentence on stderr and exit code 2."""
+    """Entry point: a :class:`UserError` becomes one sentence on stderr and exit code 2, or 75 if trying again helps."""
     try:
         app(args=join_numbers(sys.argv[1:]))
     except UserError as error:
         print(f"nnssl-mae: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(_TRY_AGAIN if isinstance(error, ResumableError) else 2)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:  # typer catches Ctrl-C and says nothing
+            goes_on = sys.argv[1:2] in (["scan"], ["prepare"])
+            hint = "; the same command goes on where this one stopped" if goes_on else ""
+            print(f"nnssl-mae: Interrupted{hint}.", file=sys.stderr)
+        raise
+
+
+_TRY_AGAIN = 75  # EX_TEMPFAIL: what is done stays
+_INTERRUPTED = 130
 
 
 _NUMBERS_AFTER = {"--spacing": 3, "--patch": 3, "--clip-percentiles": 2}

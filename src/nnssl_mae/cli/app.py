@@ -15,6 +15,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its tables cut the names of options off in a terminal of 80 columns
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -23,9 +24,9 @@ Device = Annotated[str, typer.Option("--device", help="cuda or cpu.")]
 Workers = Annotated[int, typer.Option("-np", "--processes", help="Processes.", min=1)]
 
 
-def say(console: Console, text: str) -> None:
+def say(console: Console, text: str, style: str | None = None) -> None:
     """Prints as it is: names of files may look like markup, and commands must not be wrapped."""
-    console.print(text, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console.print(text, style=style, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def _show_version(asked: bool) -> None:

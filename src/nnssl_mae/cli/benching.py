@@ -10,7 +10,7 @@ from rich.console import Console
 
 from nnssl_mae.cli.app import app
 
-bench_app = typer.Typer(no_args_is_help=True, context_settings=app.info.context_settings)
+bench_app = typer.Typer(no_args_is_help=True, context_settings=app.info.context_settings, rich_markup_mode=None)
 app.add_typer(
     bench_app, name="bench", help="Measure parts on this machine, as ratios to stock nnU-Net in the same run."
 )

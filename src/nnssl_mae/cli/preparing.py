@@ -137,7 +137,14 @@ def prepare(
     shard: Annotated[
         str | None, typer.Option(help="'3/64': do one part of 64; the last one puts all together.")
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 if any scan was left out.")] = False,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Exit code 1 if a scan that should be used could not be: one that the catalogue accepts; of folders, "
+            "any that a check rejects. Rules and --exclude-dataset do not count.",
+        ),
+    ] = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="Throw away an unfinished preparation of this dataset.")
     ] = False,
@@ -150,7 +157,12 @@ def prepare(
     exclude_suffix: ExcludeSuffix = "_exclude",
     workers: Workers = 4,
 ) -> None:
-    """Prepare unlabelled scans for pre-training: plan, preprocess, store. The same command goes on where it stopped."""
+    """Prepare unlabelled scans for pre-training: plan, preprocess, store. The same command goes on where it stopped.
+
+    On a finished dataset it does what is new or changed and takes out what is gone.
+
+    Exit codes: 0 done, 1 --strict, 2 bad input, 75 no space or memory (the same command goes on), 130 Ctrl-C.
+    """
     from nnssl_mae.recipes.reading import load_recipe, override
     from nnssl_mae.scans.request import Request
 
@@ -172,9 +184,13 @@ def prepare(
         shard=None if shard is None else _shard(shard),
         max_memory=None if max_memory is None else int(max_memory * 2**30),
         restart=restart,
+        exclude_datasets=tuple(exclude_dataset or ()),
+        selection=(subject_regex or "", "" if match_subjects else "voxels only") if exclude_dataset else (),
     )
     source = _Source(scans, split_4d, subject_regex, exclude_suffix, tuple(allow or ()))
     more = _leakage(exclude_dataset or [], workers, subject_regex, match_subjects)
+    if more is None and subject_regex is not None and source.is_catalogue():
+        raise UserError("--subject-regex belongs to `nnssl-mae scan`: the subjects of a catalogue are found there")
     if dry_run:
         _estimate(source, request, more)
         return
@@ -191,11 +207,17 @@ class _Source:
     exclude_suffix: str
     allow: tuple[str, ...]
 
+    def is_catalogue(self) -> bool:
+        """Whether one was given."""
+        from nnssl_mae.catalogue.table import is_catalogue
+
+        return any(is_catalogue(path) for path in self.paths)
+
     def catalogue(self) -> Any | None:
         """The catalogue, if that is what was given."""
-        from nnssl_mae.catalogue.table import is_catalogue, read_catalogue
+        from nnssl_mae.catalogue.table import read_catalogue
 
-        if not any(is_catalogue(path) for path in self.paths):
+        if not self.is_catalogue():
             return None
         if len(self.paths) > 1:
             raise UserError("Give one catalogue, or folders of scans; to join catalogues, scan all folders into one")
@@ -223,8 +245,10 @@ def _prepare(source: _Source, request: Any, more: Any, strict: bool) -> None:
 
     console = Console()
     if words := _beyond_stock(request.recipe):
-        console.print(
-            f"Beyond stock nnU-Net: {words}. It cannot repeat that when it fine-tunes and predicts.", style="yellow"
+        say(
+            console,
+            f"Beyond stock nnU-Net: {words}. It cannot repeat that when it fine-tunes and predicts.",
+            style="yellow",
         )
     catalogue = source.catalogue()
     if catalogue is not None:
@@ -239,7 +263,7 @@ def _prepare(source: _Source, request: Any, more: Any, strict: bool) -> None:
             console,
             f"  nnUNetv2_train {request.number} {CONFIGURATION} all -tr nnUNetTrainerMAE -p {PRETRAINING_PLANS}",
         )
-    if strict and done.left_out:
+    if strict and done.failed:
         raise typer.Exit(1)
 
 
@@ -270,8 +294,11 @@ def _leakage(numbers: list[int], workers: int, subject_regex: str | None, match_
     """Looks for scans of labelled datasets; none where that was not asked for."""
     if not numbers:
         return None
-    from nnssl_mae.scans.leakage import left_out_for
+    from nnssl_mae.folders import find_dataset
+    from nnssl_mae.scans.leakage import labelled_images, left_out_for
 
+    for number in numbers:  # before hours of scanning
+        labelled_images(find_dataset(number))
     return partial(
         left_out_for,
         numbers=numbers,

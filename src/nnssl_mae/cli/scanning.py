@@ -24,7 +24,9 @@ class _FoldersByDefault(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-scan_app = typer.Typer(cls=_FoldersByDefault, no_args_is_help=True, context_settings=app.info.context_settings)
+scan_app = typer.Typer(
+    cls=_FoldersByDefault, no_args_is_help=True, context_settings=app.info.context_settings, rich_markup_mode=None
+)
 app.add_typer(
     scan_app,
     name="scan",
@@ -68,7 +70,7 @@ def folders(
     ] = False,
     workers: Workers = 4,
 ) -> None:
-    """Search folders for scans and check each: NIfTI, NRRD, MetaImage, DICOM series."""
+    """Search folders for scans and check each: NIfTI, NRRD, MetaImage, DICOM series. `folders` need not be written."""
     from nnssl_mae.catalogue.checks import Limits
     from nnssl_mae.catalogue.scan import scan_folders
 
@@ -99,7 +101,7 @@ def report(
     seed: Annotated[int, typer.Option(help="Decides which ones.", min=0)] = 0,
 ) -> None:
     """Write scan.html: counts, reasons, distributions, and pictures of a sample and of every outlier."""
-    from nnssl_mae.catalogue.report import write_report
+    from nnssl_mae.catalogue.report.write import write_report
 
     write_report(_folder(catalogue), Console(), sample, seed)
 

@@ -99,11 +99,15 @@ def open_case(cases: CaseIndex, position: int) -> StoredArray:
 def open_exclusion(cases: CaseIndex, position: int) -> StoredArray | None:
     """The exclusion mask of a case, (1, Z, Y, X), uint8, 1 = excluded; None if it has none.
 
+    A mask that lies there counts, whatever the case table says.
+
     Raises:
-        DamagedCase: it does not fit the volume.
+        DamagedCase: it vanished, or does not fit the volume.
     """
-    path = exclusion_path(cases.folder, cases.name(position))
-    return StoredArray(path, cases.shape(position), np.uint8) if path.is_file() else None
+    path, size = exclusion_path(cases.folder, cases.name(position)), cases.exclusion_bytes(position)
+    if size <= 0 and not path.is_file():
+        return None
+    return StoredArray(path, cases.shape(position), np.uint8, max(size, 0))
 
 
 def foreground_cells(cases: CaseIndex, position: int) -> NDArray[np.uint8]:

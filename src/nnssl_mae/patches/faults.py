@@ -25,11 +25,11 @@ class DamagedCases:
         self._log, self._limit = log, _AT_LEAST
 
     def allow_for(self, training_cases: int) -> None:
-        """Accepts one in a hundred of the training cases, or ten."""
-        self._limit = max(_AT_LEAST, int(_SHARE * training_cases))
+        """Accepts one in a hundred of the training cases, or ten, but never more than half of them."""
+        self._limit = min(max(_AT_LEAST, int(_SHARE * training_cases)), training_cases // 2)
 
     def add(self, replaced: Iterable[tuple[str, str]]) -> None:
-        """Takes the key ``replaced`` of a batch.
+        """Takes the key ``replaced`` of a batch: in training other cases stand in, in validation they do not count.
 
         Args:
             replaced: names and problems of cases.
@@ -40,7 +40,7 @@ class DamagedCases:
         for case, problem in replaced:
             if case not in self.problems:
                 self.problems[case] = problem
-                self._log(f"WARNING: another case stands in for {case}: {problem}")
+                self._log(f"WARNING: case {case} is passed over: {problem}")
         if len(self.problems) > self._limit:
             some = "; ".join(list(self.problems.values())[:_SHOWN])
             raise UserError(

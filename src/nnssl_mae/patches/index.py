@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnssl_mae.errors import ResumableError
 from nnssl_mae.scans.cases import open_cases, rows_of
 
 
@@ -42,8 +44,8 @@ class CaseIndex:
             # before has finished its imports and begins to read.
             chosen = np.zeros(self._table.num_rows, dtype=bool)
             chosen[self.rows] = True
-            return _from_bits, (self.folder, np.packbits(chosen))
-        return CaseIndex, (self.folder, self.rows)
+            return _from_bits, (self.folder, self._names_hash(), np.packbits(chosen))
+        return _from_rows, (self.folder, self._names_hash(), self.rows)
 
     def select(self, cases: Sequence[str]) -> CaseIndex:
         """The rows of these cases, in this order.
@@ -69,6 +71,10 @@ class CaseIndex:
         """Size of the file of a volume; 0 if it was not written down."""
         return int(self._value("bytes", position))
 
+    def exclusion_bytes(self, position: int) -> int:
+        """Size of the file of an exclusion mask; 0 if the case has none, -1 if that was not written down."""
+        return int(self._value("exclusion_bytes", position))
+
     def data_range(self, position: int) -> float:
         """Width of the range between the 0.5 and the 99.5 percentile of a volume."""
         return float(self._value("percentile_99_5", position) - self._value("percentile_00_5", position))
@@ -77,9 +83,26 @@ class CaseIndex:
         """``case``, ``subject`` or ``dataset`` of every position."""
         return list(self._table[column].take(self.rows).to_pylist())
 
+    def _names_hash(self) -> int:
+        """Of the names of all cases of the table, in their order."""
+        value = 0
+        for buffer in self._table["case"].buffers():
+            value = zlib.crc32(buffer, value) if buffer is not None else value
+        return value
+
     def _value(self, column: str, position: int) -> Any:
         return self._table[column][int(self.rows[position])].as_py()
 
 
-def _from_bits(folder: Path, bits: NDArray[np.uint8]) -> CaseIndex:
-    return CaseIndex(folder, np.flatnonzero(np.unpackbits(bits)).astype(np.int32))
+def _from_bits(folder: Path, names_hash: int, bits: NDArray[np.uint8]) -> CaseIndex:
+    return _from_rows(folder, names_hash, np.flatnonzero(np.unpackbits(bits)).astype(np.int32))
+
+
+def _from_rows(folder: Path, names_hash: int, rows: NDArray[np.int32]) -> CaseIndex:
+    """The index in another process, where the same row must be the same case, or held-out scans would be learnt."""
+    index = CaseIndex(folder, rows)
+    if index._names_hash() != names_hash:
+        raise ResumableError(
+            f"The case table of {folder} was changed while training started, by `nnssl-mae prepare`; start it again"
+        )
+    return index

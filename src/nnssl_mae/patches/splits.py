@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +33,61 @@ def split_cases(
     Raises:
         UserError: as :func:`hold_out_by_subject` and :func:`numbered_fold`.
     """
-    subject_of_case = dict(zip(index.texts("case"), index.texts("subject"), strict=True))
+    subject_of_case = subjects_of(index)
     if fold == "all":
         return hold_out_by_subject(subject_of_case, seed)
     split = numbered_fold(folds_file, subject_of_case, int(fold), write)
     return split["train"], split["val"]
+
+
+def subjects_of(index: CaseIndex) -> dict[str, str]:
+    """The subject of each case."""
+    return dict(zip(index.texts("case"), index.texts("subject"), strict=True))
+
+
+def read_split(file: Path) -> Split | None:
+    """The split with which a run began, as :func:`write_split` left it; None if it was not written down.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return {side: [str(case) for case in content[side]] for side in ("train", "val")}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{file} cannot be read ({type(error).__name__}: {error}), and says which scans this run holds out; put "
+            "it back, or start the run again without --c"
+        ) from error
+
+
+def write_split(file: Path, training: Sequence[str], validation: Sequence[str]) -> None:
+    """Writes down with which cases a run begins."""
+    write_json(file, {"train": list(training), "val": list(validation)})
+
+
+def continued_split(began: Split, subject_of_case: Mapping[str, str]) -> Split:
+    """The split of a run that goes on although scans may have joined or left its dataset.
+
+    What was held out stays so, and what was learnt never validates: drawn again, the split would be another one. New
+    scans of held-out subjects are held out too, those of others are learnt.
+
+    Raises:
+        UserError: one side has lost all its scans.
+    """
+    there = set(subject_of_case)
+    training, validation = (there.intersection(began[side]) for side in ("train", "val"))
+    held_out = {subject_of_case[case] for case in validation}
+    for case in there - training - validation:
+        (validation if subject_of_case[case] in held_out else training).add(case)
+    if not training or not validation:
+        raise UserError(
+            "The scans with which this run began are no longer in the dataset; start it again without --c, or put "
+            "the dataset back with `nnssl-mae prepare`"
+        )
+    return {"train": sorted(training), "val": sorted(validation)}
 
 
 def hold_out_by_subject(subject_of_case: Mapping[str, str], seed: int) -> tuple[list[str], list[str]]:
@@ -89,7 +139,7 @@ def numbered_fold(file: Path, subject_of_case: Mapping[str, str], fold: int, wri
     if file.is_file():
         return _checked(_read_folds(file), file, subject_of_case, fold)
     folds = folds_by_subject(subject_of_case)
-    if fold >= len(folds):
+    if not 0 <= fold < len(folds):
         raise UserError(f"Fold {fold} does not exist; use 0 to {len(folds) - 1}, or 'all'")
     if write:
         write_json(file, folds)
@@ -134,7 +184,7 @@ def _read_folds(file: Path) -> list[Split]:
 
 
 def _checked(folds: list[Split], file: Path, subject_of_case: Mapping[str, str], fold: int) -> Split:
-    if fold >= len(folds):
+    if not 0 <= fold < len(folds):
         raise UserError(f"{file} has {len(folds)} folds, and so no fold {fold}; use another, or remove the file")
     training, validation = folds[fold]["train"], folds[fold]["val"]
     if strange := sorted({*training, *validation} ^ set(subject_of_case)):

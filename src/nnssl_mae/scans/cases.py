@@ -38,6 +38,8 @@ class CaseRow:
     """Of source bytes, preprocessing configuration and code version: what resuming compares."""
     bytes: int = 0
     """Size of the stored volume."""
+    exclusion_bytes: int = 0
+    """Size of the stored exclusion mask, 0 if the case has none; -1 where that is not known."""
 
 
 _SMALL_COLUMNS = tuple(field.name for field in fields(CaseRow) if field.name != "foreground")
@@ -47,6 +49,7 @@ _TYPES = {
     "percentile_99_5": pyarrow.float64(),
     "foreground": pyarrow.large_binary(),
     "bytes": pyarrow.int64(),
+    "exclusion_bytes": pyarrow.int64(),
 }
 _SCHEMA = pyarrow.schema([(field.name, _TYPES.get(field.name, pyarrow.string())) for field in fields(CaseRow)])
 
@@ -114,14 +117,3 @@ def rows_of(table: pyarrow.RecordBatch, cases: Sequence[str], data_folder: Path)
             "run `nnssl-mae prepare` again"
         )
     return rows
-
-
-def read_foreground(data_folder: Path, cases: Sequence[str]) -> dict[str, bytes]:
-    """Where the head or body of each of ``cases`` is.
-
-    Raises:
-        UserError: as :func:`open_cases`, or the table lacks a case.
-    """
-    table = open_cases(data_folder)
-    grids = table["foreground"].take(rows_of(table, cases, data_folder))
-    return dict(zip(cases, grids.to_pylist(), strict=True))

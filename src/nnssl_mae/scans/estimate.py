@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import resource
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,12 +20,13 @@ from rich.console import Console
 from nnssl_mae.catalogue.table import ACCEPTED, Catalogue, scan_of
 from nnssl_mae.errors import UserError
 from nnssl_mae.folders import environment, nnunet_folder
+from nnssl_mae.memory import memory_budget, peak_memory
 from nnssl_mae.parallel import in_processes
 from nnssl_mae.plans import CONFIGURATION, describe_topology
 from nnssl_mae.progress import duration, track
 from nnssl_mae.scans.left_out import LeftOut, each
 from nnssl_mae.scans.measure import fingerprint, measure_scan, samples_a_scan
-from nnssl_mae.scans.memory import memory_budget, preprocessing_bytes
+from nnssl_mae.scans.memory import preprocessing_bytes
 from nnssl_mae.scans.one_case import Target, Task, prepare_case
 from nnssl_mae.scans.planning import plan_unlabelled
 from nnssl_mae.scans.preprocess import BeyondStock
@@ -141,9 +140,7 @@ def _timed(task: Task, plans: Mapping[str, Any], beyond_stock: BeyondStock, targ
     seconds = time.perf_counter() - start
     if isinstance(done, Failed):
         return None
-    unit = 1.0 if sys.platform == "darwin" else 1024.0
-    peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return Tried(task.scan.case, seconds, done.size + (done.exclusion_size or 0), peak)
+    return Tried(task.scan.case, seconds, done.size + (done.exclusion_size or 0), peak_memory())
 
 
 def _scaled(wanted: pandas.DataFrame, tried: Sequence[Tried], spacing: Sequence[float], request: Request) -> Estimate:
@@ -154,9 +151,9 @@ def _scaled(wanted: pandas.DataFrame, tried: Sequence[Tried], spacing: Sequence[
     stored = sum(after for _, after in voxels.values())
     seconds = np.array([one.seconds for one in tried])
     sizes = np.array([one.stored_bytes for one in tried])
-    peak = max(one.peak_memory for one in tried)
+    peak = np.nanmax([0.0, *(one.peak_memory for one in tried)])
     costs = [preprocessing_bytes(row, spacing if is_resampled else None) for row in each(wanted)]
-    a_process = max(peak, float(np.mean(costs)))
+    a_process = max(float(peak), float(np.mean(costs)))
     fitting = memory_budget(request.max_memory) / a_process
     processes = max(1, min(request.workers, len(wanted), int(fitting) if math.isfinite(fitting) else request.workers))
     return Estimate(

@@ -8,7 +8,6 @@ from typing import Any
 
 import nibabel
 import numpy as np
-from numpy.typing import NDArray
 
 _LARGEST_SHIFT = 0.1  # voxels; affines that were written by different programs differ in the last digits
 
@@ -36,17 +35,3 @@ def _shift_in_voxels(scan: Any, mask: Any) -> float:
     corners = np.array([(*corner, 1) for corner in product(*((0, size - 1) for size in scan.shape))])
     distances = np.linalg.norm((corners @ (scan.affine - mask.affine).T)[:, :3], axis=1)
     return float(distances.max() / min(scan.header.get_zooms()[:3]))
-
-
-def read_mask(mask: Path, reader: Any) -> NDArray[np.float32]:
-    """The mask in the form in which nnU-Net's preprocessor takes a segmentation.
-
-    Args:
-        mask: file; voxels that are not zero are excluded.
-        reader: nnU-Net's, as for the scan.
-
-    Returns:
-        (1, Z, Y, X) in the reader's axis order, 1 = excluded, else 0: nnU-Net resamples each value on its own.
-    """
-    labels, _ = reader.read_seg(str(mask))
-    return (labels != 0).astype(np.float32)

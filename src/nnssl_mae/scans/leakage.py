@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from rich.console import Console
 
 from nnssl_mae.catalogue.examine import voxel_hash
-from nnssl_mae.catalogue.find import Scan, stem
-from nnssl_mae.catalogue.read import ScanProblem, read_voxels
-from nnssl_mae.catalogue.table import Catalogue
+from nnssl_mae.catalogue.find import Scan, stem, subject_in
+from nnssl_mae.catalogue.read import ScanProblem, read_header, read_voxels
+from nnssl_mae.catalogue.table import ACCEPTED, Catalogue
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import read_json
 from nnssl_mae.folders import find_dataset, nnunet_folder
@@ -43,7 +43,8 @@ class LabelledImage:
 
     path: Path
     subject: str
-    voxel_hash: str
+    voxel_hashes: tuple[str, ...]
+    """Of each of its volumes; of 3D images there is one."""
 
 
 def leaks(
@@ -85,7 +86,7 @@ def leaks(
     for number in numbers:
         name = find_dataset(number)
         images = list(_hashed(labelled_images(name), name, workers, console, subject_regex))
-        reasons = _matches(accepted, images, name, match_subjects)
+        reasons = _matches(catalogue.rows, images, name, match_subjects)
         _report(reasons, name, len(images), console)
         found |= {case: detail for case, (_, detail) in reasons.items()}
     return found
@@ -122,34 +123,39 @@ def _hashed(
         yield LabelledImage(outcome.item, _subject(outcome.item, subject_regex), outcome.result)
 
 
-def _hash(path: Path) -> str:
+def _hash(path: Path) -> tuple[str, ...]:
+    scan = Scan(path, stem(path), "")
     try:
-        images, spacing = read_voxels(Scan(path, stem(path), ""), "RAS")
+        volumes = read_header(scan).volumes
+        frames = [str(n) for n in range(volumes)] if volumes > 1 else [""]
+        return tuple(voxel_hash(*read_voxels(replace(scan, frame=frame), "RAS")) for frame in frames)
     except ScanProblem as problem:
         raise ValueError(problem.detail) from problem
-    return voxel_hash(images, spacing)
 
 
 def _subject(path: Path, subject_regex: str | None) -> str:
     """Whose an image is by its name alone: in nnU-Net's folders, others say nothing."""
     match = re.search(subject_regex or r"(?:^|[/_])(sub-[A-Za-z0-9]+)", path.name)
-    return match.group(1) if match and match.groups() else ""
+    return subject_in(match)
 
 
 def _matches(
-    accepted: pandas.DataFrame, images: Sequence[LabelledImage], name: str, match_subjects: bool
+    scans: pandas.DataFrame, images: Sequence[LabelledImage], name: str, match_subjects: bool
 ) -> dict[str, tuple[str, str]]:
-    """Kind of match and detail by case: ``voxels``, ``person`` or ``name``."""
-    by_hash = {image.voxel_hash: image.path.name for image in images}
+    """Kind of match and detail by case of accepted scans: ``voxels``, ``person`` or ``name``.
+
+    A rejected scan tells of a person too: often it is the copy of the one that is kept, under the person's name in
+    another collection.
+    """
+    by_hash = {one: image.path.name for image in images for one in image.voxel_hashes}
     subjects = {image.subject.lower(): image.path.name for image in images if image.subject}
-    rows = list(each(accepted))
+    seen = [row for row in each(scans) if row.voxel_hash in by_hash]
+    rows = list(each(scans[scans["verdict"] == ACCEPTED]))
     reasons: dict[str, tuple[str, str]] = {}
     for row in rows:
         if row.voxel_hash in by_hash:
             reasons[row.case] = ("voxels", f"has the voxels of {by_hash[row.voxel_hash]} of {name}")
-    people = {
-        (row.dataset, row.subject): row.case for row in rows if row.case in reasons and row.subject_from in _KNOWN
-    }
+    people = {(row.dataset, row.subject): row.case for row in seen if row.subject_from in _KNOWN}
     for row in rows:
         if row.case in reasons:
             continue

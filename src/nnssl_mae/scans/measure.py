@@ -14,10 +14,7 @@ from numpy.typing import NDArray
 from nnssl_mae.catalogue.find import Scan
 from nnssl_mae.catalogue.read import Orientation, ScanProblem, format_of, read_voxels
 from nnssl_mae.scans.exclusion import mask_header_problem
-from nnssl_mae.scans.preprocess import BeyondStock
-from nnssl_mae.scans.preprocess import _box as kept_box
-from nnssl_mae.scans.preprocess import _clipped as clipped
-from nnssl_mae.scans.preprocess import _slices as slices
+from nnssl_mae.scans.preprocess import BeyondStock, clipped, in_box, kept_box
 
 _INTENSITY_SAMPLES = 10_000_000  # of all scans together; only CT-like normalisation schemes would use them
 _INTENSITY_SAMPLES_A_SCAN = 10_000
@@ -61,7 +58,7 @@ def measure_scan(
     images = clipped(np.require(images, requirements="W"), beyond_stock)
     if images.min() == images.max():
         return Measurement(scan.path, "is constant once it is clipped; clip at less extreme percentiles")
-    cropped = images[slices(kept_box(images, beyond_stock.crop))]
+    cropped = images[in_box(kept_box(images, beyond_stock.crop))]
     intensities, _ = DatasetFingerprintExtractor.collect_foreground_intensities(
         cropped, cropped, num_samples=intensity_samples
     )

@@ -21,6 +21,7 @@ from nnssl_mae.scans.cases import CaseRow, table_path, write_cases
 from nnssl_mae.scans.left_out import LEFT_OUT, LeftOut, as_csv, each
 from nnssl_mae.scans.planning import dataset_json
 from nnssl_mae.scans.records import Finished, mask_name, stored_rows
+from nnssl_mae.scans.request import REQUEST
 from nnssl_mae.scans.storage import ENDING
 from nnssl_mae.scans.workplace import CATALOGUE, Workplace, data_folder_name
 
@@ -59,6 +60,7 @@ def case_rows(wanted: pandas.DataFrame, records: Iterable[object]) -> list[CaseR
             dataset=row.dataset,
             key=record.key,
             bytes=record.size,
+            exclusion_bytes=-1 if record.exclusion_size is None else record.exclusion_size,
         )
         for row in each(wanted[["case", "subject", "path", "dataset"]].sort_values("case"))
         if (record := found.get(row.case)) is not None
@@ -71,6 +73,7 @@ def merge(
     wanted: pandas.DataFrame,
     keys: Mapping[str, str],
     left_out: Sequence[LeftOut],
+    request: bytes,
 ) -> Merged:
     """Makes the dataset appear, or brings the finished one up to date.
 
@@ -80,6 +83,7 @@ def merge(
         wanted: rows of the catalogue that shall be in it.
         keys: of these, by case.
         left_out: what is not in it.
+        request: content of ``request.json``.
 
     Raises:
         FileNotFoundError: another process is doing the same, or has done it.
@@ -96,7 +100,7 @@ def merge(
         )
     if not rows:
         raise UserError("None of the scans can be used")
-    lists = {DATASET: as_json(dataset_json(len(rows))), LEFT_OUT: as_csv(left_out)}
+    lists = {DATASET: as_json(dataset_json(len(rows))), LEFT_OUT: as_csv(left_out), REQUEST: request}
     if place.is_update:
         return _update(place, place.final / volumes.name, rows, records, lists)
     _remove_unwanted(volumes, records)
@@ -108,6 +112,7 @@ def merge(
     for folder in (place.work, place.work / CATALOGUE):
         _sweep(folder)
     place.work.rename(place.final)
+    place.sweep()
     return Merged(cases=len(rows), added=len(rows), replaced=0, removed=0, is_changed=True)
 
 

@@ -11,14 +11,14 @@ import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
 
-from nnssl_mae.catalogue.find import Scan
+from nnssl_mae.catalogue.find import Scan, stamp
 from nnssl_mae.catalogue.read import ScanProblem
 from nnssl_mae.files import unique_word
 from nnssl_mae.parallel import Failure
 from nnssl_mae.plans import CONFIGURATION
 from nnssl_mae.scans.foreground import encode_occupancy, foreground_mask
 from nnssl_mae.scans.preprocess import BeyondStock, Preprocessed, preprocess
-from nnssl_mae.scans.records import Failed, Finished
+from nnssl_mae.scans.records import Failed, Finished, digest_of
 from nnssl_mae.scans.storage import (
     ENDING,
     as_stored,
@@ -31,11 +31,15 @@ from nnssl_mae.scans.storage import (
 
 @dataclass(frozen=True)
 class Task:
-    """A scan to prepare; ``cost`` is the memory that takes, in bytes."""
+    """A scan to prepare; ``cost`` is the memory that takes, in bytes.
+
+    ``stamp`` is what :func:`nnssl_mae.catalogue.find.stamp` says of the bytes that the key stands for; none if unknown.
+    """
 
     scan: Scan
     key: str
     cost: float
+    stamp: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ def prepare_case(task: Task, plans: Mapping[str, Any], beyond_stock: BeyondStock
     try:
         done = preprocess(task.scan, manager, configuration, beyond_stock)
         _check(done)
+        if task.stamp is not None and stamp(task.scan) != task.stamp:
+            raise ScanProblem("changed", "changed while it was prepared; run the same command again")
         return _store(task, done, configuration.patch_size, target)
     except ScanProblem as problem:
         return Failed(task.scan.case, task.key, problem.check, problem.detail)
@@ -83,13 +89,16 @@ def _store(task: Task, done: Preprocessed, patch_size: Any, target: Target) -> F
         stored = as_stored(done.volume)
     except ValueError as error:
         raise ScanProblem("range", f"cannot be stored: {error}") from error
+    volume = target.volumes / f"{task.scan.case}{ENDING}"
+    volume.unlink(missing_ok=True)  # of an earlier version of the scan: it must not be met with the mask of this one
     exclusion_size = _store_exclusion(task.scan.case, done, patch_size, target)
     unfinished = target.unfinished / f"{unique_word()}{ENDING}"
     write_volume(unfinished, stored, patch_size)
     size = unfinished.stat().st_size
-    unfinished.replace(target.volumes / f"{task.scan.case}{ENDING}")
+    digest = digest_of(unfinished, exclusion_path(target.volumes, task.scan.case) if exclusion_size else None)
     low, high, foreground = describe(stored)
-    return Finished(task.scan.case, task.key, size, exclusion_size, stored.shape[1:], low, high, foreground)
+    unfinished.replace(volume)
+    return Finished(task.scan.case, task.key, size, exclusion_size, stored.shape[1:], low, high, foreground, digest)
 
 
 def describe(volume: NDArray[np.floating[Any]]) -> tuple[float, float, bytes]:

@@ -154,6 +154,18 @@ def _differences(recipe: Recipe, before: Recipe) -> str:
     )
 
 
+def check_fits(recipe: Recipe) -> None:
+    """Refuses at once, where that can be known without scans, a patch that will not fit the network or its blocks.
+
+    Raises:
+        UserError: with a patch that fits.
+    """
+    spacing = recipe.data.spacing
+    if isinstance(spacing, str) or len(set(spacing)) > 1 or recipe.network.patch_size == "planner":
+        return  # the order of axes, or all, is decided by the scans
+    network_configuration({"arch_kwargs": {}}, recipe.network, spacing, recipe.masking.block_size)
+
+
 def _block(recipe: Recipe, configuration: Mapping[str, Any]) -> dict[str, Any]:
     if recipe.network.patch_size == "planner":
         recipe = _with_planned_sizes(recipe, configuration)

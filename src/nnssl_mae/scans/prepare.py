@@ -22,21 +22,23 @@ from nnssl_mae.catalogue.checks import Limits
 from nnssl_mae.catalogue.scan import refresh, scan_folders
 from nnssl_mae.catalogue.table import ACCEPTED, Catalogue, scan_of
 from nnssl_mae.errors import ResumableError, UserError
-from nnssl_mae.files import as_json, read_json, write_first
+from nnssl_mae.files import GONE, as_json, read_json, write_first
 from nnssl_mae.folders import environment
 from nnssl_mae.journal import Journal
+from nnssl_mae.memory import memory_budget
 from nnssl_mae.parallel import Outcome, in_processes
-from nnssl_mae.plans import CONFIGURATION, PLANS_BLOCK, describe_topology
+from nnssl_mae.plans import CONFIGURATION, PLANS_BLOCK, describe_topology, read_block
 from nnssl_mae.progress import track
+from nnssl_mae.recipes.reading import parse_recipe
 from nnssl_mae.scans.left_out import LEFT_OUT, LeftOut, counted, each, rejected
 from nnssl_mae.scans.measure import Measurement, fingerprint, measure_scan, samples_a_scan
-from nnssl_mae.scans.memory import memory_budget, preprocessing_bytes
+from nnssl_mae.scans.memory import preprocessing_bytes
 from nnssl_mae.scans.merge import DATASET, Merged, merge
 from nnssl_mae.scans.one_case import Task, failed, prepare_case
-from nnssl_mae.scans.planning import dataset_json, plan_unlabelled, topology_note
+from nnssl_mae.scans.planning import check_fits, dataset_json, plan_unlabelled, topology_note
 from nnssl_mae.scans.preprocess import BeyondStock
 from nnssl_mae.scans.records import Failed, Finished, standing
-from nnssl_mae.scans.request import Request, case_key, drawn, preprocessing_hash
+from nnssl_mae.scans.request import NotOurs, Request, case_key, drawn, preprocessing_hash
 from nnssl_mae.scans.workplace import CATALOGUE, FINGERPRINT, PLANS_FILE, Workplace, claim, read_plans
 
 _SHOWN_PROBLEMS = 10
@@ -63,7 +65,7 @@ class Prepared:
     left_out: int
     """Scans that are not in it, those that the catalogue had rejected included."""
     failed: int = 0
-    """How many of these the catalogue had accepted."""
+    """How many of these should be in it: accepted by the catalogue, or, of folders, rejected by a check."""
     waiting: int = 0
     """Cases that other shards have not done yet."""
 
@@ -83,6 +85,7 @@ def prepare(
         UserError: bad input, or another recipe than the dataset was begun with; nothing new is left behind.
         ResumableError: no space is left, or processes cannot start; what is done stays.
     """
+    check_fits(request.recipe)
     with _at_work(request) as place:
         return _prepare(place, catalogue, request, console, more_left_out)
 
@@ -108,11 +111,15 @@ def prepare_folders(
             "--shard needs a catalogue, so that all shards see the same scans: make it once with "
             "`nnssl-mae scan FOLDER -o CATALOGUE`, then give CATALOGUE to every shard"
         )
+    check_fits(request.recipe)
     with _at_work(request) as place:
+        if place.is_update:
+            check_roots(sources)
         folder = place.work / CATALOGUE
         place.borrow_catalogue()
         catalogue = scan_folders(sources, folder, limits, workers=request.workers, console=console, **options)
-        return _prepare(place, catalogue, request, console, more_left_out)
+        done = _prepare(place, catalogue, request, console, more_left_out)
+    return replace(done, failed=done.failed + int((catalogue.rows["check"] != "").sum()))
 
 
 @contextlib.contextmanager
@@ -120,16 +127,18 @@ def _at_work(request: Request) -> Iterator[Workplace]:
     place = claim(request)
     try:
         yield place
-    except ResumableError:
+    except (ResumableError, NotOurs):
         raise
     except UserError:
-        if not place.holds_work():
-            place.remove_work()
+        if request.shard is None and not place.holds_work():  # other shards may be planning just now
+            place.remove_all_but_catalogue()
         raise
     except OSError as error:
-        if error.errno not in _FULL_DISK:
-            raise
-        raise _full(place) from error
+        if error.errno in _FULL_DISK:
+            raise _full(place) from error
+        raise ResumableError(
+            f"{type(error).__name__}: {error}; what is done stays: once that is repaired, the same command continues"
+        ) from error
 
 
 def _full(place: Workplace) -> ResumableError:
@@ -142,24 +151,52 @@ def _full(place: Workplace) -> ResumableError:
 def _prepare(
     place: Workplace, catalogue: Catalogue, request: Request, console: Console, more_left_out: MoreLeftOut | None
 ) -> Prepared:
+    accepted, selection = set(catalogue.accepted["case"]), request.selection_of(catalogue)
     catalogue = refresh(catalogue, workers=request.workers, console=console)
+    lost = len(accepted - set(catalogue.accepted["case"]))
+    if lost or place.is_update:
+        check_roots([Path(root) for root in catalogue.settings.get("roots", [])])
     left_out = rejected(catalogue.rows[catalogue.rows["verdict"] != ACCEPTED])
     left_out += more_left_out(catalogue) if more_left_out else []
     wanted = catalogue.accepted[~catalogue.accepted["case"].isin({scan.case for scan in left_out})]
     if wanted.empty:
         raise UserError(f"None of the {len(catalogue.rows)} scans can be used:\n{_listed(left_out)}")
-    for _ in range(_ATTEMPTS):
+    for attempt in range(_ATTEMPTS):
         try:
-            return _done(place, wanted, left_out, request, console)
-        except FileNotFoundError:  # another process has put all together, or is doing so just now
+            done = _done(place, wanted, selection, left_out, request, console)
+            return replace(done, failed=done.failed + lost)
+        except OSError as error:  # another process has put all together, or is doing so just now
+            if error.errno not in GONE or attempt == _ATTEMPTS - 1:
+                raise
             time.sleep(_SECONDS_BETWEEN_ATTEMPTS)
             claim(replace(request, restart=False))
-    return _done(place, wanted, left_out, request, console)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def check_roots(roots: Sequence[Path]) -> None:
+    """Makes sure that scans are gone because somebody removed them, and not because their disk is missing.
+
+    Raises:
+        ResumableError: a folder in which scans were found is not there, or is empty.
+    """
+    for root in roots:
+        if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+            raise ResumableError(
+                f"{root}, where scans were found before, is missing or empty, so all its scans would be taken out; "
+                "mount its disk, or make the catalogue again without it (`nnssl-mae scan`)"
+            )
 
 
 def _done(
-    place: Workplace, wanted: pandas.DataFrame, left_out: Sequence[LeftOut], request: Request, console: Console
+    place: Workplace,
+    wanted: pandas.DataFrame,
+    selection: bytes,
+    left_out: Sequence[LeftOut],
+    request: Request,
+    console: Console,
 ) -> Prepared:
+    place.records.mkdir(exist_ok=True)
+    place.hold(selection, request)
     plans = _plans(place, wanted, request, console)
     steps = preprocessing_hash(plans, BeyondStock.of(request.recipe.data))
     keys = {row.case: case_key(_source(row), row.frame, steps) for row in each(wanted[_OF_KEYS])}
@@ -180,7 +217,8 @@ def _done(
     if not now.done and not missing:
         raise UserError(f"None of the {len(keys)} scans can be used:\n{_listed(failures)}")
     had_splits = (place.final / _SPLITS).is_file()
-    merged = merge(place, plans, wanted, keys, [*left_out, *failures])
+    place.check_held(selection, request)
+    merged = merge(place, plans, wanted, keys, [*left_out, *failures], request.stored())
     _report(merged, request, [*left_out, *failures], failures, had_splits, console)
     return Prepared(place.final, merged.cases, len(left_out) + len(failures), len(failures))
 
@@ -193,7 +231,7 @@ def _source(row: Any) -> str:
 def _plans(place: Workplace, wanted: pandas.DataFrame, request: Request, console: Console) -> dict[str, Any]:
     """The plans of the dataset; made once, so that scans that come later change nothing for those that are there."""
     if (place.home / PLANS_FILE).is_file():
-        return read_plans(place.home)
+        return _checked(read_plans(place.home), request, place)
     if not (place.work / FINGERPRINT).is_file():
         write_first(place.work / FINGERPRINT, as_json(fingerprint(_measurements(wanted, request, console))))
     numbers = read_json(place.work / FINGERPRINT, f"remove {place.work} and prepare again")
@@ -201,15 +239,27 @@ def _plans(place: Workplace, wanted: pandas.DataFrame, request: Request, console
     plans = plan_unlabelled(request.dataset, request.recipe, numbers, example, len(wanted))
     write_first(place.work / DATASET, as_json(dataset_json(len(wanted))))
     write_first(place.work / PLANS_FILE, as_json(plans))
-    plans = read_plans(place.home)
+    plans = _checked(read_plans(place.home), request, place)
     configuration = plans["configurations"][CONFIGURATION]
-    console.print(f"Network: {describe_topology(configuration)}, batch {configuration['batch_size']}.")
+    _say(console, f"Network: {describe_topology(configuration)}, batch {configuration['batch_size']}.")
     edges = configuration[PLANS_BLOCK]["block_edges"]
     if edges != [request.recipe.masking.block_size] * 3:
         size = request.recipe.masking.block_size
-        console.print(f"Blocks: {edges} voxels, because {size} does not divide the patch.")
+        _say(console, f"Blocks: {edges} voxels, because {size} does not divide the patch.")
     if note := topology_note(plans, request.published):
-        console.print(note, style="yellow")
+        _say(console, note, style="yellow")
+    return plans
+
+
+def _checked(plans: dict[str, Any], request: Request, place: Workplace) -> dict[str, Any]:
+    """The plans, if the recipe in them is the request's: another command may have begun anew while this one planned."""
+    block = read_block(plans["configurations"][CONFIGURATION], "pretrain", plans["plans_name"])
+    recipe = parse_recipe(block["recipe"], f"in {place.home / PLANS_FILE}")
+    if (recipe.data, recipe.masking) != (request.recipe.data, request.recipe.masking):
+        raise NotOurs(
+            f"{place.home / PLANS_FILE} holds another recipe than {request.dataset} was begun with; "
+            f"remove {place.home} and prepare again"
+        )
     return plans
 
 
@@ -247,7 +297,8 @@ def _tasks(
     is_resampled = request.recipe.data.spacing != "native"
     spacing = plans["configurations"][CONFIGURATION]["spacing"] if is_resampled else None
     for row in each(todo):
-        yield Task(scan_of(row), keys[row.case], preprocessing_bytes(row, spacing))
+        stamp = (int(row.bytes), int(row.modified_ns))
+        yield Task(scan_of(row), keys[row.case], preprocessing_bytes(row, spacing), stamp)
 
 
 def _preprocess(
@@ -269,7 +320,9 @@ def _record(outcome: Outcome[Task, Finished | Failed], place: Workplace, volumes
     assert outcome.failure is not None
     if outcome.failure.disk_is_full:
         raise _full(place)
-    if not volumes.exists():
+    # A network disk may still show the folder for a while, so the error counts too.
+    is_ours = outcome.failure.errno == errno.ESTALE or str(place.work) in outcome.failure.summary
+    if not volumes.exists() or (outcome.failure.errno in GONE and is_ours):
         raise FileNotFoundError(errno.ENOENT, "The work folder is gone", str(volumes))
     return failed(outcome.item, outcome.failure)
 

@@ -95,19 +95,21 @@ def preprocess(
         beyond_stock: what stock nnU-Net would not do; nothing if it is left out.
 
     Raises:
-        ScanProblem: scan or mask are damaged or do not fit together.
+        ScanProblem: scan or mask are damaged or do not fit together, or nothing is left of the scan.
     """
     axes = [0, *(axis + 1 for axis in plans_manager.transpose_forward)]
     voxels, stored_spacing = _read(scan, plans_manager)
     mask = None if scan.exclude is None else _read_mask(scan, voxels.shape, plans_manager).transpose(axes)
     beyond_stock = beyond_stock or BeyondStock()
-    voxels = _clipped(voxels, beyond_stock).transpose(axes)
-    box = _box(voxels, beyond_stock.crop)
-    cropped = voxels[_slices(box)]
-    labels = None if mask is None else _labels(cropped, mask[_slices(box)])
+    voxels = clipped(voxels, beyond_stock).transpose(axes)
+    box = kept_box(voxels, beyond_stock.crop)
+    cropped = voxels[in_box(box)]
+    labels = None if mask is None else _labels(cropped, mask[in_box(box)])
 
     spacing = [stored_spacing[axis] for axis in plans_manager.transpose_forward]
     grids = (compute_new_shape(cropped.shape[1:], spacing, configuration.spacing), spacing, configuration.spacing)
+    if min(grids[0]) < 1:
+        raise ScanProblem("field_of_view", "is thinner than half a voxel of the recipe's spacing, so nothing is left")
     volume = resample(configuration.resampling_fn_data, _normalised(cropped, plans_manager, configuration), *grids)
     excluded = None
     if labels is not None:
@@ -153,8 +155,13 @@ def _read_mask(scan: Scan, shape: Sequence[int], plans_manager: PlansManager) ->
     return (voxels != 0).astype(np.float32)
 
 
-def _clipped(voxels: NDArray[np.float32], beyond_stock: BeyondStock) -> NDArray[np.float32]:
-    """Clips in place, at percentiles of the voxels as they were read."""
+def clipped(voxels: NDArray[np.float32], beyond_stock: BeyondStock) -> NDArray[np.float32]:
+    """Clips in place, at percentiles of the voxels as they were read.
+
+    Args:
+        voxels: (1, Z, Y, X), which may be written to.
+        beyond_stock: the percentiles.
+    """
     low, high = (
         None if percentile is None else voxels.dtype.type(np.percentile(voxels, percentile))
         for percentile in (beyond_stock.clip_low, beyond_stock.clip_high)
@@ -162,12 +169,12 @@ def _clipped(voxels: NDArray[np.float32], beyond_stock: BeyondStock) -> NDArray[
     return voxels if low is None and high is None else np.clip(voxels, low, high, out=voxels)
 
 
-def _box(voxels: NDArray[np.float32], crop: Literal["nonzero", "foreground"]) -> Box:
-    """What is kept of (1, Z, Y, X): the non-zero box, of the box of the foreground or of all."""
+def kept_box(voxels: NDArray[np.float32], crop: Literal["nonzero", "foreground"]) -> Box:
+    """What is kept of voxels (1, Z, Y, X): the non-zero box, of the box of the foreground or of all."""
     if crop == "nonzero":
         return nonzero_box(voxels[0])
     outer = nonzero_box(foreground_mask(voxels[0]))
-    inner = nonzero_box(voxels[_slices(outer)][0])
+    inner = nonzero_box(voxels[in_box(outer)][0])
     return [[start + low, start + high] for (start, _), (low, high) in zip(outer, inner, strict=True)]
 
 
@@ -185,8 +192,8 @@ def nonzero_box(volume: NDArray[Any]) -> Box:
     return [[int(line[0]), int(line[-1]) + 1] for line in lines]
 
 
-def _slices(box: Box) -> tuple[slice, ...]:
-    """Of all channels."""
+def in_box(box: Box) -> tuple[slice, ...]:
+    """The box as an index of (C, Z, Y, X), all channels."""
     return (slice(None), *(slice(start, end) for start, end in box))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl_mae.errors import UserError
+from nnssl_mae.files import GONE, sha256
 from nnssl_mae.journal import read_journal
 from nnssl_mae.scans.cases import CaseRow, open_cases, table_path
 from nnssl_mae.scans.storage import ENDING, EXCLUDE_SUFFIX
@@ -34,6 +35,8 @@ class Finished:
     percentile_00_5: float
     percentile_99_5: float
     foreground: bytes
+    digest: str = ""
+    """Of the bytes of both files; empty in a case table."""
 
     def as_record(self) -> dict[str, Any]:
         """For the journal."""
@@ -76,6 +79,24 @@ def mask_name(case: str) -> str:
     return f"{case}{EXCLUDE_SUFFIX}{ENDING}"
 
 
+def digest_of(volume: Path, mask: Path | None) -> str:
+    """Of the bytes of a volume and of its exclusion mask, if it has one; empty if a file is not there."""
+    try:
+        return " ".join(sha256(path) for path in (volume, mask) if path is not None)
+    except OSError as error:
+        if error.errno not in GONE:
+            raise
+        return ""
+
+
+def remade(records: Iterable[Finished | Failed], keys: Mapping[str, str]) -> set[str]:
+    """Cases that were also made of another state of their scan: whose files lie there, their sizes do not always tell.
+
+    It happens when a scan or its mask was changed, the run was killed, and the scan was changed back.
+    """
+    return {r.case for r in records if isinstance(r, Finished) and keys.get(r.case, r.key) != r.key}
+
+
 def stored_rows(data_folder: Path) -> list[CaseRow]:
     """The rows of a case table; none if there is none that can be read, and then volumes are made anew."""
     if not table_path(data_folder).is_file():
@@ -91,7 +112,8 @@ def read_table(data_folder: Path) -> Iterator[Finished]:
     """The rows of a case table as records."""
     for row in stored_rows(data_folder):
         numbers = (row.percentile_00_5, row.percentile_99_5)
-        yield Finished(row.case, row.key, row.bytes, None, row.shape, *numbers, row.foreground)
+        exclusion = None if row.exclusion_bytes < 0 else row.exclusion_bytes
+        yield Finished(row.case, row.key, row.bytes, exclusion, row.shape, *numbers, row.foreground)
 
 
 @dataclass

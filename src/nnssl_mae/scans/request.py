@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nnssl_mae.catalogue.table import Catalogue
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import as_json, read_json, short_hash
 from nnssl_mae.folders import dataset_name
@@ -20,7 +21,12 @@ from nnssl_mae.scans.preprocess import STEP_VERSION, BeyondStock
 
 REQUEST = "request.json"
 _SCHEMA = 1
+_SELECTING = ["case", "path", "series", "frame", "dataset", "subject", "verdict"]
 _ONLY_WORDS = ("summary", "citation")  # keys of a recipe that decide nothing
+
+
+class NotOurs(UserError):
+    """The number or the folder belongs to another command; nothing of it is touched."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,10 @@ class Request:
     """Bytes that all processes together may take; none for four fifths of what is free."""
     restart: bool = False
     """Throw away what an unfinished preparation has done."""
+    exclude_datasets: tuple[int, ...] = ()
+    """Labelled datasets whose scans are left out, here and in every later update."""
+    selection: tuple[str, ...] = ()
+    """Further options that decide which scans are left out."""
     subsample: int = 500
     """From how many scans the fingerprint, and so the plans, are made."""
 
@@ -68,7 +78,14 @@ class Request:
 
     def stored(self) -> bytes:
         """The content of ``request.json``: what decides the dataset besides the scans. No paths."""
-        return as_json({"schema": _SCHEMA, "dataset": self.dataset, "recipe": self.recipe.model_dump(mode="json")})
+        content = {"schema": _SCHEMA, "dataset": self.dataset, "exclude_datasets": sorted(set(self.exclude_datasets))}
+        return as_json({**content, "recipe": self.recipe.model_dump(mode="json")})
+
+    def selection_of(self, catalogue: Catalogue) -> bytes:
+        """Which scans are wanted: equal for shards that may work together. A hash, so no paths."""
+        rows = catalogue.rows[_SELECTING].astype(str).to_numpy().tolist()
+        options = [sorted(set(self.exclude_datasets)), list(self.selection)]
+        return as_json({"selection": short_hash([rows, options], 64)})
 
 
 def _number_of(case: str) -> int:
@@ -119,21 +136,30 @@ def stored_recipe(file: Path) -> Recipe | None:
 
 
 def check_unchanged(folder: Path, request: Request, is_finished: bool) -> None:
-    """Refuses to mix volumes of two recipes in one dataset.
+    """Refuses to mix volumes of two recipes in one dataset, and to let scans of a test set come back.
 
     Raises:
-        UserError: the recipe of ``folder`` is another one; names every key that differs, and the way out.
+        NotOurs: the recipe of ``folder`` is another one (names every key that differs, and the way out), or labelled
+            datasets that were left out are not any more.
+        UserError: what is written there is damaged.
     """
     before = stored_recipe(folder / REQUEST)
     if before is None:
         return
+    what = "prepared" if is_finished else "begun"
+    left_out = read_json(folder / REQUEST, "").get("exclude_datasets", [])
+    if forgotten := sorted(set(left_out) - set(request.exclude_datasets)):
+        options = " ".join(f"--exclude-dataset {number}" for number in forgotten)
+        raise NotOurs(
+            f"{request.dataset} was {what} with {options}, and without it scans of that dataset would come back; give "
+            "it again, or choose another number with -d"
+        )
     old, new = (_leaves(json.loads(recipe.model_dump_json())) for recipe in (before, request.recipe))
     changed = [key for key in (old | new) if old.get(key) != new.get(key) and key not in _ONLY_WORDS]
     if not changed:
         return
     listing = "\n".join(f"  {key}: {shown(old.get(key))} -> {shown(new.get(key))}" for key in changed)
-    what = "prepared" if is_finished else "begun"
-    raise UserError(
+    raise NotOurs(
         f"{request.dataset} was {what} with another recipe:\n{listing}\n{_way_out(folder, changed, is_finished)}"
     )
 

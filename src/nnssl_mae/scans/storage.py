@@ -30,13 +30,15 @@ def as_stored(volume: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
     """The numbers that are stored; the volume itself if it holds them already.
 
     Raises:
-        ValueError: a value does not fit into float16.
+        ValueError: a value does not fit into float16, or different values all become one.
     """
     if volume.dtype == np.float16:
         return volume
     low, high = float(volume.min()), float(volume.max())
     if not max(-low, high) < _LARGEST_FLOAT16:  # nor is it if they are no numbers
         raise ValueError(f"its normalised values reach {max(-low, high):.3g}, which 16 bit cannot hold")
+    if low < high and np.float16(low) == np.float16(high):
+        raise ValueError(f"its normalised values, {low:.9g} to {high:.9g}, are all the same in 16 bit")
     # torch rounds as numpy does, five times as fast.
     return np.asarray(torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32)).half().numpy())
 

@@ -19,9 +19,9 @@ from torch import nn
 
 from nnssl_mae import __version__
 from nnssl_mae.checkpoints.adaptation_plan import make_adaptation_plan
-from nnssl_mae.errors import UserError
+from nnssl_mae.errors import ResumableError, UserError
 from nnssl_mae.evaluation.preview import PreviewCase, draw_preview
-from nnssl_mae.files import write_json
+from nnssl_mae.files import short_hash, write_json
 from nnssl_mae.masking import hidden_voxels
 from nnssl_mae.networks.pretraining import pretraining_network
 from nnssl_mae.objectives import denormalise_blocks, reconstruction_loss, reconstruction_metrics
@@ -34,7 +34,7 @@ from nnssl_mae.patches.loader import (
     training_stream,
     validation_stream,
 )
-from nnssl_mae.patches.splits import split_cases
+from nnssl_mae.patches.splits import Split, continued_split, read_split, split_cases, subjects_of, write_split
 from nnssl_mae.plans import PLANS_SCHEMA, read_block
 from nnssl_mae.recipes.reading import parse_recipe
 from nnssl_mae.training.logger import METRICS, PretrainingLogger, keep_paths_out_of_wandb
@@ -46,6 +46,7 @@ from nnssl_mae.training.state import bare_network, refuse_changed_plans, trainin
 
 _PREVIEW_CASES = 3
 _LATEST, _BEST = "checkpoint_latest.pth", "checkpoint_best.pth"
+_SPLIT = "split.json"  # in the folder of the run; it names cases, so it is in no checkpoint
 
 
 class nnUNetTrainerMAE(OneHeadTrainer):
@@ -135,21 +136,52 @@ class nnUNetTrainerMAE(OneHeadTrainer):
     # ------------------------------------------------------------------ data
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """Whole subjects are held out: once for fold ``all``, by nnU-Net's ``splits_final.json`` for numbered folds."""
-        training, validation = split_cases(
-            CaseIndex(Path(self.preprocessed_dataset_folder)),
-            self.fold,
-            self.recipe.seed,
-            Path(self.preprocessed_dataset_folder_base, "splits_final.json"),
-            write=self.local_rank == 0,
-        )
+        """Whole subjects are held out: once for fold ``all``, by nnU-Net's ``splits_final.json`` for numbered folds.
+
+        A run keeps the split with which it began.
+        """
+        index = CaseIndex(Path(self.preprocessed_dataset_folder))
+        began = read_split(Path(self.output_folder, _SPLIT)) if self.current_epoch > 0 else None
+        if began is None:
+            folds_file = Path(self.preprocessed_dataset_folder_base, "splits_final.json")
+            first = self.local_rank == 0
+            training, validation = split_cases(index, self.fold, self.recipe.seed, folds_file, write=first)
+        else:
+            training, validation = self._continued(began, subjects_of(index))
         self._damaged.allow_for(len(training))
         self.print_to_log_file(f"Pre-training on {len(training)} scans, validating on {len(validation)} scans.")
         return training, validation
 
+    def _continued(self, began: Split, subject_of_case: dict[str, str]) -> tuple[list[str], list[str]]:
+        """Says so where the dataset has changed since the run began."""
+        split, before = continued_split(began, subject_of_case), {*began["train"], *began["val"]}
+        new, gone = len(subject_of_case.keys() - before), len(before - subject_of_case.keys())
+        if new or gone:
+            self.print_to_log_file(
+                f"WARNING: the dataset has changed since this run began: {new} scans are new and {gone} are gone. The "
+                "subjects that were held out still are; validation losses of before and after are of other scans "
+                "where theirs changed"
+            )
+        return split["train"], split["val"]
+
+    def _agree(self, training: list[str], validation: list[str]) -> None:
+        """Writes down with which split a run begins, once it is sure that all processes have the same."""
+        if self.is_ddp:
+            hashes: list[str] = [""] * dist.get_world_size()
+            dist.all_gather_object(hashes, short_hash([training, validation]))
+            if len(set(hashes)) > 1:
+                raise ResumableError(
+                    "The processes see different scans in the dataset, because `nnssl-mae prepare` changed it while "
+                    "training started; start it again"
+                )
+        file = Path(self.output_folder, _SPLIT)
+        if self.local_rank == 0 and (self.current_epoch == 0 or not file.is_file()):
+            write_split(file, training, validation)
+
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Streams of batches that depend on seed, epoch, iteration, rank and sample only."""
         training, validation = self.do_split()
+        self._agree(training, validation)
         data, workers, pin = self._data(), get_allowed_n_proc_DA(), self.device.type == "cuda"
         self.preview_batches = data.validation(validation[:_PREVIEW_CASES])
         held_out = data.validation(data.share_of(validation[: self.recipe.schedule.validation_cases]))
@@ -266,7 +298,11 @@ class nnUNetTrainerMAE(OneHeadTrainer):
         self._damaged.add(fault for problems in gathered for fault in problems.items())
 
     def _mean_over_cases(self, outputs: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-        """Means over the cases of which something counts; one that is not a number shows in the mean."""
+        """Means over the cases of which something counts; one that is not a number shows in the mean.
+
+        Raises:
+            UserError: none counts, because none can be read.
+        """
         names = ("loss", *METRICS, "counted")
         values = np.stack([torch.cat([o[name] for o in outputs]).cpu().numpy() for name in names]) if outputs else None
         gathered = [values]
@@ -275,9 +311,16 @@ class nnUNetTrainerMAE(OneHeadTrainer):
             dist.all_gather_object(gathered, values)
         table = np.concatenate([part for part in gathered if part is not None], axis=1)
         rows = dict(zip(names, table[:, table[-1] > 0], strict=True))
+        if not rows["loss"].size and self._damaged.problems:
+            raise UserError(
+                "None of the held-out scans can be read, so nothing says how the run goes: "
+                f"{next(iter(self._damaged.problems.values()))}. Check the disk, run the same `nnssl-mae prepare` "
+                "again to make them anew, then continue with --c"
+            )
         # SSIM is undefined for a case whose hidden blocks hold no whole window.
         rows["ssim"] = rows["ssim"][np.isfinite(rows["ssim"])]
-        return {name: float(rows[name].mean()) if rows[name].size else float("nan") for name in ("loss", *METRICS)}
+        means = {name: float(rows[name].mean()) if rows[name].size else float("nan") for name in ("loss", *METRICS)}
+        return {**means, "cases": rows["loss"].size}
 
     # ------------------------------------------------------------------ epochs, checkpoints, pictures
 
@@ -377,11 +420,11 @@ class nnUNetTrainerMAE(OneHeadTrainer):
         batches = data.validation(data.share_of(validation))
         self.network.eval()
         with torch.no_grad():
-            means = self._mean_over_cases([self.validation_step(batches[i]) for i in range(len(batches))])
+            outputs = [self.validation_step(batches[i]) for i in range(len(batches))]
         self._share_damage()
+        means = self._mean_over_cases(outputs)
         if self.local_rank == 0:
-            cases = len(set(validation).difference(self._damaged.problems))
-            summary = {"val_loss": means["loss"], **{m: means[m] for m in METRICS}, "cases": cases}
+            summary = {"val_loss": means["loss"], **{m: means[m] for m in METRICS}, "cases": means["cases"]}
             folder = Path(self.output_folder, "validation")
             folder.mkdir(exist_ok=True)
             write_json(folder / "summary.json", summary)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nnssl_mae.catalogue.page import plain
+from nnssl_mae.catalogue.report.page import plain
 
 _WIDTH, _HEIGHT = 280, 130
 _LEFT, _RIGHT, _TOP, _BOTTOM = 34, 14, 8, 20

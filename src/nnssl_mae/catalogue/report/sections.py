@@ -10,13 +10,14 @@ import numpy as np
 import pandas
 
 from nnssl_mae import __version__
-from nnssl_mae.catalogue import page
-from nnssl_mae.catalogue.charts import Pair, Values, charts, histogram, ranking
-from nnssl_mae.catalogue.outliers import FEWEST, LIMIT, Outlier, intensity_range, voxels
+from nnssl_mae.catalogue.report import page
+from nnssl_mae.catalogue.report.charts import Pair, Values, charts, histogram, ranking
+from nnssl_mae.catalogue.report.outliers import FEWEST, LIMIT, Outlier, intensity_range, voxels
 from nnssl_mae.catalogue.rules import effects, notes
 from nnssl_mae.catalogue.table import ACCEPTED, REJECTED, Catalogue
 from nnssl_mae.recipes.words import shown
 
+MOST_REASONS_SHOWN = 3  # under the picture of an outlier
 MOST_OUTLIERS, MOST_OF_A_REASON, MOST_REASONS = 200, 6, 24
 """Scans shown with their picture, at most."""
 MOST_LISTED = 2000
@@ -233,7 +234,7 @@ def _sample(contents: Contents) -> str:
         "A picture shows the axial, coronal and sagittal plane through the middle. The patient's right is at the "
         "right; the front is at the top of the axial plane and at the right of the sagittal one."
     )
-    why = {outlier.case: outlier.reasons for outlier in contents.outliers}
+    why = {outlier.case: _strongest(outlier) for outlier in contents.outliers}
     return page.paragraph(about) + page.paragraph(planes) + _missing(contents) + _cards(contents, contents.sample, why)
 
 
@@ -245,6 +246,11 @@ def _missing(contents: Contents) -> str:
     )
 
 
+def _strongest(outlier: Outlier) -> tuple[str, ...]:
+    more = len(outlier.reasons) - MOST_REASONS_SHOWN
+    return (*outlier.reasons[:MOST_REASONS_SHOWN], *([f"and {more} more reasons"] if more > 0 else []))
+
+
 def _outliers(contents: Contents) -> str:
     found = contents.outliers
     about = page.paragraph(
@@ -252,7 +258,7 @@ def _outliers(contents: Contents) -> str:
         f"{len(contents.catalogue.accepted):,}. They are used unless you leave them out by a rule. The most unusual "
         "come first."
     )
-    why = {outlier.case: outlier.reasons for outlier in found}
+    why = {outlier.case: _strongest(outlier) for outlier in found}
     shown_now, rest = found[:MOST_OUTLIERS], found[MOST_OUTLIERS:]
     pictured = _cards(contents, [outlier.case for outlier in shown_now], why)
     return about + pictured + (_listed(rest) if rest else "")

@@ -18,10 +18,10 @@ from PIL import Image
 from pyarrow import parquet
 from rich.console import Console
 
+from nnssl_mae.catalogue.table import THUMBNAILS
 from nnssl_mae.errors import UserError
 from nnssl_mae.progress import track
 
-THUMBNAILS = "thumbnails.parquet"
 PLANES, EDGE = 3, 24
 """A picture is compared as three planes of 24 x 24 points: small shifts and fine structure do not count."""
 _LARGEST = 1 << 20  # pixels, and bytes; ours have 96 rows and some 20 kB, so that anything above is not ours

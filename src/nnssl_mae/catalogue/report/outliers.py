@@ -19,7 +19,7 @@ import numpy as np
 import pandas
 from numpy.typing import NDArray
 
-from nnssl_mae.catalogue.pictures import EDGE
+from nnssl_mae.catalogue.report.pictures import EDGE
 
 LIMIT = 4.0
 """Robust z-score above which a scan is called an outlier."""

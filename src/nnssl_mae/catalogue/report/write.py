@@ -11,10 +11,9 @@ import pandas
 from numpy.typing import NDArray
 from rich.console import Console
 
-from nnssl_mae.catalogue.outliers import find_outliers, groups, median_picture
-from nnssl_mae.catalogue.pictures import THUMBNAILS, as_png, read_pictures, read_shrunk
-from nnssl_mae.catalogue.rules import notes
-from nnssl_mae.catalogue.sections import (
+from nnssl_mae.catalogue.report.outliers import find_outliers, groups, median_picture
+from nnssl_mae.catalogue.report.pictures import THUMBNAILS, as_png, read_pictures, read_shrunk
+from nnssl_mae.catalogue.report.sections import (
     MOST_OF_A_REASON,
     MOST_OUTLIERS,
     MOST_REASONS,
@@ -23,6 +22,7 @@ from nnssl_mae.catalogue.sections import (
     counts,
     whole_page,
 )
+from nnssl_mae.catalogue.rules import notes
 from nnssl_mae.catalogue.table import REJECTED, read_catalogue
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import whole_file
