@@ -531,15 +531,17 @@ def test_impossible_settings_are_refused(text: str, words: str) -> None:
 def prepare(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs ``nnssl-mae prepare`` without preparing anything; returns the recipe as changed and as published."""
     import nnssl_mae.scans.prepare
+    from nnssl_mae.scans.prepare import Prepared
+    from nnssl_mae.scans.request import Request
 
     seen: list[tuple[Recipe, Recipe]] = []
 
-    def remember(sources: Any, number: int, name: str, recipe: Recipe, published: Recipe, *_: Any, **__: Any) -> Path:
-        seen.append((recipe, published))
-        return Path("prepared")
+    def remember(sources: Any, request: Request, *_: Any, **__: Any) -> Prepared:
+        seen.append((request.recipe, request.published))
+        return Prepared(folder=None, prepared=0, left_out=0)
 
     def run(*options: str) -> tuple[Recipe, Recipe]:
-        monkeypatch.setattr(nnssl_mae.scans.prepare, "prepare", remember)
+        monkeypatch.setattr(nnssl_mae.scans.prepare, "prepare_folders", remember)
         monkeypatch.setattr(sys, "argv", ["nnssl-mae", "prepare", "scans", "-d", "900", "-n", "Brains", *options])
         with pytest.raises(SystemExit) as exit_info:
             cli.main()
