@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import locale
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU; none here"))
+
+
+@pytest.fixture(autouse=True)
+def _language_settings() -> Iterator[None]:
+    """ITK sets those of the process when a test writes DICOM; other processes' output would be read as ASCII then."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def check_kills(root: Path, tmp_path: Path, kills: int, seed: int) -> None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     assert scan_in_process(root, tmp_path / "killed").wait() == 0
-    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == sorted(FILES)
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == sorted((*FILES, ".lock"))
     for name in FILES:
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert len(read_catalogue(tmp_path / "killed").rows)

@@ -1,6 +1,7 @@
 """Voxels are those of nnU-Net's own readers, in every format, and damaged files are sentences."""
 
 import gzip
+import locale
 import os
 import struct
 from pathlib import Path
@@ -89,6 +90,13 @@ def test_every_format_holds_the_same_scan(tmp_path, turned, ending) -> None:
     assert np.allclose(header.affine, affine, atol=1e-3)
     assert header.shape == voxels.shape[:0:-1] and np.allclose(header.spacing, spacing[::-1])
     assert header.dtype == "int16" and header.volumes == 1
+
+
+def test_reading_dicom_leaves_the_language_settings_of_the_process_alone(tmp_path) -> None:
+    write_dicom(tmp_path / "s", brain(), series="1.2.3")
+    locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
+    read_voxels(scan(tmp_path / "s", series="1.2.3"), "RAS")
+    assert locale.setlocale(locale.LC_CTYPE) == "C.UTF-8"
 
 
 def test_dicom_series_equals_the_same_voxels_as_nifti(tmp_path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import blosc2
 import nibabel
 import numpy as np
 import pytest
@@ -275,3 +276,15 @@ def test_a_scan_of_which_nothing_is_left_is_refused_by_name(brain, tmp_path) -> 
     path = write(tmp_path / "x.nii.gz", thin, AFFINES["RAS"])
     with pytest.raises(ScanProblem, match="thinner than half a voxel"):
         ours(path, plans(spacing=(2.0, 2.0, 6.0)))
+
+
+def test_a_volume_is_the_same_file_on_a_machine_with_another_number_of_cores(tmp_path, monkeypatch) -> None:
+    volume = np.random.default_rng(0).normal(size=(1, 20, 30, 25)).astype(np.float32)
+    files = []
+    before = blosc2.nthreads
+    for cores in (1, 7):
+        blosc2.set_nthreads(cores)
+        write_volume(tmp_path / f"{cores}.b2nd", volume, (16, 16, 16))
+        files.append((tmp_path / f"{cores}.b2nd").read_bytes())
+    blosc2.set_nthreads(before)
+    assert files[0] == files[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import locale
 import os
 import sys
 import tempfile
@@ -29,8 +30,11 @@ def quiet_nibabel() -> Iterator[None]:
 def quiet_process() -> Iterator[None]:
     """Drops what C++ libraries write to the process's output and error streams (file descriptors 1 and 2).
 
-    It concerns all threads, so it belongs into worker processes and short calls.
+    It also puts back the language settings of the process, which ITK's DICOM reader sets to those of C: Python would
+    take other processes' output for ASCII afterwards. It concerns all threads, so it belongs into worker processes and
+    short calls.
     """
+    settings = locale.setlocale(locale.LC_ALL)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # a stream that is closed has nothing to keep
             stream.flush()
@@ -41,6 +45,7 @@ def quiet_process() -> Iterator[None]:
             os.dup2(drain.fileno(), 2)
             yield
     finally:
+        locale.setlocale(locale.LC_ALL, settings)
         for descriptor, copy in zip((1, 2), saved, strict=True):
             os.dup2(copy, descriptor)
             os.close(copy)

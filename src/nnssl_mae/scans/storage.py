@@ -99,8 +99,12 @@ def write_exclusion(path: Path, excluded: NDArray[np.bool_], patch_size: Sequenc
 def _write(path: Path, array: NDArray[Any], patch_size: Sequence[int], order: blosc2.Filter) -> None:
     blocks, chunks = comp_blosc2_params(array.shape, tuple(patch_size), bytes_per_pixel=array.itemsize)
     settings = {**_CODEC, "filters": [order]}
+    # The number of threads for reading stands in the file: by default that of the machine's cores, so that the same
+    # volume would be another file elsewhere.
+    threads = {"nthreads": 1}
     # Written by Python: blosc2 says of a full disk neither that it is one nor always that something went wrong.
-    frame = blosc2.asarray(array, chunks=chunks, blocks=blocks, cparams=settings, contiguous=True).to_cframe()
+    stored = blosc2.asarray(array, chunks=chunks, blocks=blocks, cparams=settings, dparams=threads, contiguous=True)
+    frame = stored.to_cframe()
     with whole_file(path) as temporary:
         temporary.write_bytes(frame)
 
