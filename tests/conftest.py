@@ -54,12 +54,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU; none here"))
 
 
+_LANGUAGE = locale.setlocale(locale.LC_ALL)
+
+
 @pytest.fixture(autouse=True)
 def _language_settings() -> Iterator[None]:
-    """ITK sets those of the process when a test writes DICOM; other processes' output would be read as ASCII then."""
-    before = locale.setlocale(locale.LC_ALL)
+    """ITK sets those of the process to C when a test, or a fixture of its module, writes DICOM."""
+    locale.setlocale(locale.LC_ALL, _LANGUAGE)
     yield
-    locale.setlocale(locale.LC_ALL, before)
+    locale.setlocale(locale.LC_ALL, _LANGUAGE)
 
 
 @pytest.fixture

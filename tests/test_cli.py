@@ -127,7 +127,7 @@ def test_prepare_refuses_a_number_in_use_and_unset_folders(command, prepared, ba
 )
 def test_adapt_refuses(command, nnunet_folders, tmp_path, monkeypatch, arguments, sentence) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("text.pth").write_text("text")
+    Path("text.pth").write_text("text", encoding="utf-8")
     code, _, err = command("adapt", *arguments)
     assert (code, sentence in err, "Traceback" in err) == (2, True, False)
     assert list((nnunet_folders / "preprocessed").iterdir()) == []

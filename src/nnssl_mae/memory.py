@@ -68,8 +68,10 @@ def _free_in_groups(root: Path, group: str) -> list[float]:
 
 def _left(limit: Path, used: Path, statistics: Path) -> float | None:
     try:
-        allowed, taken = float(limit.read_text()), float(used.read_text())
-        values: Mapping[str, str] = dict(line.split(None, 1) for line in statistics.read_text().splitlines())
+        allowed, taken = float(limit.read_text(encoding="utf-8")), float(used.read_text(encoding="utf-8"))
+        values: Mapping[str, str] = dict(
+            line.split(None, 1) for line in statistics.read_text(encoding="utf-8").splitlines()
+        )
     except (OSError, ValueError):  # no such group, or "max": no limit
         return None
     return max(0.0, allowed - taken + float(values.get("inactive_file", 0)))  # the system gives up cached files

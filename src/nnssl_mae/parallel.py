@@ -20,6 +20,9 @@ from nnssl_mae.errors import ResumableError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the errors after which nothing more can be stored."""
+
 _ATTEMPTS = 2
 _SECONDS_TO_FINISH = 30
 _SECONDS_TO_FINISH_EARLY = 1  # somebody pressed Ctrl-C, and what is cut off is done again
@@ -39,7 +42,7 @@ class Failure:
     @property
     def disk_is_full(self) -> bool:
         """Whether no item after this one can be stored either."""
-        return self.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        return self.errno in FULL_DISK
 
 
 @dataclass(frozen=True)

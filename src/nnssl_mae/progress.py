@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from nnssl_mae.console import say
+
 Item = TypeVar("Item")
 
 _SECONDS_BETWEEN_LINES = 60.0
@@ -40,13 +42,9 @@ def track(items: Iterable[Item], label: str, total: int, console: Console) -> It
         now = monotonic()
         if now - said > _SECONDS_BETWEEN_LINES:
             said = now
-            _say(console, f"{label}: {done} of {total}, {_rate(done, total, now - start)}")
+            say(console, f"{label}: {done} of {total}, {_rate(done, total, now - start)}")
         yield item
-    _say(console, f"{label}: {done} done in {duration(monotonic() - start)}.")
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    say(console, f"{label}: {done} done in {duration(monotonic() - start)}.")
 
 
 def _rate(done: int, total: int, seconds: float) -> str:

@@ -68,7 +68,9 @@ def finished(tmp_path: Path) -> Path:
 
 def write_plans(path: Path) -> None:
     recipe = {"epochs": 3, "iterations": 2, "schedule": "warmup", "warmup_epochs": 1, "peak_learning_rate": 0.5}
-    path.write_text(json.dumps({"configurations": {CONFIGURATION: {"nnssl_mae": {"recipe": recipe}}}}))
+    path.write_text(
+        json.dumps({"configurations": {CONFIGURATION: {"nnssl_mae": {"recipe": recipe}}}}), encoding="utf-8"
+    )
 
 
 def write_log(path: Path, epochs: int, first: int = 0, loss: float = 0.5) -> None:
@@ -81,7 +83,7 @@ def write_log(path: Path, epochs: int, first: int = 0, loss: float = 0.5) -> Non
             f"{stamp} val_loss -1e-05 ",
             f"{stamp} Pseudo dice [np.float32(0.25), np.float64(nan), 0.75, nan] ",
         ]
-    path.write_text("\n".join(lines))
+    path.write_text("\n".join(lines), encoding="utf-8")
 
 
 def test_dice_by_hand() -> None:

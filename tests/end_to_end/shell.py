@@ -26,7 +26,8 @@ class Shell:
             [*program, *map(str, arguments)],
             env=self.environment,
             cwd=self.folder,
-            text=True,
+            encoding="utf-8",
+            errors="replace",  # a killed process may end within a letter
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # so that killing the process group ends its workers too

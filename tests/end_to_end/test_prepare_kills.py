@@ -43,7 +43,7 @@ class Machine:
 
     def start(self, workers: int = 2) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            command(self.scans, workers=workers), cwd=_ROOT, env=self.environment, text=True,
+            command(self.scans, workers=workers), cwd=_ROOT, env=self.environment, encoding="utf-8",
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
@@ -163,7 +163,7 @@ def test_workers_killed_alone(machine, uninterrupted) -> None:
 def _workers_of(parent: int) -> list[int]:
     """Its spawned processes, without the one that keeps track of shared resources."""
     children = Path(f"/proc/{parent}/task/{parent}/children")
-    numbers = children.read_text().split() if children.exists() else []
+    numbers = children.read_text(encoding="utf-8").split() if children.exists() else []
     return [int(n) for n in numbers if b"spawn_main" in Path(f"/proc/{n}/cmdline").read_bytes()]
 
 

@@ -126,7 +126,7 @@ class Environment:
         if ext is not None:
             clean[EXT_TRAINER] = ext
         command = [str(self.python), *map(str, arguments)]
-        done = subprocess.run(command, env=clean, cwd=self.folder, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=clean, cwd=self.folder, capture_output=True, encoding="utf-8", check=False)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done
 
@@ -193,7 +193,7 @@ def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(checkout),
     ]
     # Not started in the checkout: a folder `build` there would hide the library of that name.
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     (built,) = folder.glob("*.whl")
     return built

@@ -94,7 +94,7 @@ def test_the_table_is_mapped_and_not_copied(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     write_cases(tmp_path / "data", [row(f"c{n:05d}", foreground=rng.bytes(5000)) for n in range(10_000)])
     done = subprocess.run(
-        [sys.executable, "-c", _TAKE, str(tmp_path / "data")], capture_output=True, text=True, check=True
+        [sys.executable, "-c", _TAKE, str(tmp_path / "data")], capture_output=True, encoding="utf-8", check=True
     )
     cases, kibibytes = (int(word) for word in done.stdout.split())
     assert cases == 10_000

@@ -361,7 +361,7 @@ def test_a_disk_that_is_full_for_a_process_and_its_workers(lab, scans, uninterru
         kill_when(patch, prepare_module, "_preprocess", 1)
         lab.prepare()
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # noqa: E731
-    done = subprocess.run(command(scans), capture_output=True, text=True, preexec_fn=limit)
+    done = subprocess.run(command(scans), capture_output=True, encoding="utf-8", preexec_fn=limit)
     assert done.returncode == 2, done.stderr
     assert "No space is left in" in done.stdout
     assert not lab.final.exists()

@@ -88,7 +88,9 @@ def begin(catalogue: Catalogue, request: Request, monkeypatch: pytest.MonkeyPatc
 def test_two_shards_in_two_processes_equal_one_run(scans, request_, one_run, preprocessed, monkeypatch) -> None:
     begin(catalogue_of(scans), request_, monkeypatch)
     processes = [
-        subprocess.Popen(command(scans, f"{part}/2"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        subprocess.Popen(
+            command(scans, f"{part}/2"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
+        )
         for part in (1, 2)
     ]
     said = [process.communicate(timeout=120)[0] for process in processes]

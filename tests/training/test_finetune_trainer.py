@@ -56,7 +56,7 @@ def trainer(dataset: Path, plans: str = "Treatment") -> nnUNetTrainerMAEFinetune
 
 
 def log_of(made: nnUNetTrainer) -> str:
-    return Path(made.log_file).read_text()
+    return Path(made.log_file).read_text(encoding="utf-8")
 
 
 def test_a_fresh_run_starts_from_the_pretrained_encoder_and_says_what_it_took(dataset: Path) -> None:

@@ -198,7 +198,7 @@ def test_a_run_goes_on_without_volumes_that_were_lost_and_says_so(prepared: Path
     for case in (training[0], validation[1]):
         assert log.count(f"case {case} is passed over:") == 1
     assert np.isfinite(trainer.logger.get_value("val_losses", step=None)).all()
-    summary = json.loads(Path(trainer.output_folder, "validation", "summary.json").read_text())
+    summary = json.loads(Path(trainer.output_folder, "validation", "summary.json").read_text(encoding="utf-8"))
     assert summary["cases"] == len(validation) - 1
     assert np.isfinite(summary["val_loss"])
 

@@ -203,7 +203,7 @@ def _link(source: Path, targets: list[Path]) -> None:
 def start_in_new_process(name: str, folder: Path, workers: int) -> Start:
     """Runs :func:`start_ours` or :func:`start_stock` alone: imports are done before, and memory is its own."""
     arguments = [sys.executable, "-c", _CHILD, name, str(folder), str(workers)]
-    done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(arguments, stdout=subprocess.PIPE, encoding="utf-8", check=True)
     return Start(**json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -234,7 +234,7 @@ def _children() -> list[int]:
 
 def _memory(pid: int) -> tuple[float, float]:
     """Resident memory in MiB: all of it, and with shared pages counted by share."""
-    lines = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
+    lines = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:])
     sizes = {words[0]: int(words[1]) / 2**10 for words in lines}
     return sizes["Rss:"], sizes["Pss:"]
 

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from nnssl_mae.catalogue.find import FoundScans, path_text, text_of
 from nnssl_mae.catalogue.table import Catalogue
+from nnssl_mae.console import say as print_as_it_is
 
 _GUESSED = ("folder", "dicom", "file")
 _MANY, _SHARE = 50, 0.5
@@ -20,9 +21,8 @@ _SHOWN = 3
 
 
 def say(console: Console, sentence: str, style: str | None = None) -> None:
-    """As it is: names of files may look like rich's markup or emoji, or hold bytes that are no text."""
-    shown = text_of(sentence)
-    console.print(shown, style=style, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    """As it is, also where names of files hold bytes that are no text."""
+    print_as_it_is(console, text_of(sentence), style)
 
 
 def print_found(found: FoundScans, console: Console) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from nnssl_mae import __version__
 
@@ -22,11 +21,6 @@ app = typer.Typer(
 Dataset = Annotated[int, typer.Option("-d", "--dataset", help="nnU-Net dataset number, 1 to 999.")]
 Device = Annotated[str, typer.Option("--device", help="cuda or cpu.")]
 Workers = Annotated[int, typer.Option("-np", "--processes", help="Processes.", min=1)]
-
-
-def say(console: Console, text: str, style: str | None = None) -> None:
-    """Prints as it is: names of files may look like markup, and commands must not be wrapped."""
-    console.print(text, style=style, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def _show_version(asked: bool) -> None:

@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from nnssl_mae.cli.app import Dataset, Workers, app, say
+from nnssl_mae.cli.app import Dataset, Workers, app
 from nnssl_mae.cli.scanning import Allow, ExcludeSuffix, Split4D, SubjectRegex
+from nnssl_mae.console import say
 from nnssl_mae.errors import UserError
 
 

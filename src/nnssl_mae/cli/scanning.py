@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from nnssl_mae.cli.app import Workers, app, say
+from nnssl_mae.cli.app import Workers, app
+from nnssl_mae.console import say
 from nnssl_mae.errors import UserError
 
 _DEFAULT = "folders"

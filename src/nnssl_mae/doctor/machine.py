@@ -127,7 +127,7 @@ def _run_python(arguments: list[str], environment: Mapping[str, str]) -> subproc
             command,
             env=dict(environment),
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=LOOK_UP_SECONDS,
             check=False,
         )

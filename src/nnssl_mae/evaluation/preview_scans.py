@@ -20,6 +20,7 @@ from rich.text import Text
 from nnssl_mae.catalogue.find import Scan, find_scans
 from nnssl_mae.checkpoints.describe import Checkpoint
 from nnssl_mae.checkpoints.read import read_checkpoint
+from nnssl_mae.console import say
 from nnssl_mae.errors import UserError
 from nnssl_mae.evaluation.geometry import in_file_order, patch_to_scan, write_nifti
 from nnssl_mae.evaluation.preview import PreviewCase, draw_preview
@@ -73,7 +74,7 @@ def preview(
     _check_scans(found.scans, checkpoint, path)
     network = load_network(checkpoint, path).to(where)
     for note in (*_notes(checkpoint), *(f"{mask} is an exclusion mask by its name." for mask in found.lonely_masks)):
-        _print(console, note, style="yellow")
+        say(console, note, style="yellow")
     with _writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
     table = Table("scan", "PSNR (dB)", "SSIM", "R2", "hidden", "blocks")
@@ -99,12 +100,7 @@ def preview(
         # Text: a plain string would be read as rich's markup.
         table.add_row(Text(scan.case), *_metrics(result), f"{result.hidden.mean():.0%}", _edges(result))
     console.print(table)
-    _print(console, f"Wrote {len(_FILES)} files a scan to {out}")
-
-
-def _print(console: Console, sentence: str, style: str | None = None) -> None:
-    """As it is: names of files may look like rich's markup or emoji."""
-    console.print(sentence, style=style, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    say(console, f"Wrote {len(_FILES)} files a scan to {out}")
 
 
 def _notes(checkpoint: Checkpoint) -> list[str]:

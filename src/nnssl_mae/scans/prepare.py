@@ -21,12 +21,13 @@ from rich.console import Console
 from nnssl_mae.catalogue.checks import Limits
 from nnssl_mae.catalogue.scan import refresh, scan_folders
 from nnssl_mae.catalogue.table import ACCEPTED, Catalogue, scan_of
+from nnssl_mae.console import say
 from nnssl_mae.errors import ResumableError, UserError
 from nnssl_mae.files import GONE, as_json, read_json, write_first
 from nnssl_mae.folders import environment
 from nnssl_mae.journal import Journal
 from nnssl_mae.memory import memory_budget
-from nnssl_mae.parallel import Outcome, in_processes
+from nnssl_mae.parallel import FULL_DISK, Outcome, in_processes
 from nnssl_mae.plans import CONFIGURATION, PLANS_BLOCK, describe_topology, read_block
 from nnssl_mae.progress import track
 from nnssl_mae.recipes.reading import parse_recipe
@@ -42,7 +43,6 @@ from nnssl_mae.scans.request import NotOurs, Request, case_key, drawn, preproces
 from nnssl_mae.scans.workplace import CATALOGUE, FINGERPRINT, PLANS_FILE, Workplace, claim, read_plans
 
 _SHOWN_PROBLEMS = 10
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ATTEMPTS = 20  # to do again what another process did at the same moment
 _SECONDS_BETWEEN_ATTEMPTS = 0.5
 _SPLITS = "splits_final.json"
@@ -134,7 +134,7 @@ def _at_work(request: Request) -> Iterator[Workplace]:
             place.remove_all_but_catalogue()
         raise
     except OSError as error:
-        if error.errno in _FULL_DISK:
+        if error.errno in FULL_DISK:
             raise _full(place) from error
         raise ResumableError(
             f"{type(error).__name__}: {error}; what is done stays: once that is repaired, the same command continues"
@@ -204,7 +204,7 @@ def _done(
     finished = standing(place.valid_records(plans, keys)).done
     todo = wanted[[case not in finished and request.is_mine(case) for case in wanted["case"]]]
     if finished and len(todo):
-        _say(console, f"{len(finished)} of {len(keys)} scans are prepared already.")
+        say(console, f"{len(finished)} of {len(keys)} scans are prepared already.")
     _preprocess(place, plans, _tasks(todo, keys, plans, request), len(todo), request, console)
 
     now = standing(place.valid_records(plans, keys))
@@ -212,7 +212,7 @@ def _done(
     failures = [LeftOut(paths[case], case, found.check, found.detail) for case, found in now.failed.items()]
     missing = len(keys) - len(now.done) - len(failures)
     if missing and request.shard is not None:
-        _say(console, f"{missing} of {len(keys)} scans are left to other shards; the last one puts all together.")
+        say(console, f"{missing} of {len(keys)} scans are left to other shards; the last one puts all together.")
         return Prepared(None, len(now.done), len(left_out) + len(failures), len(failures), missing)
     if not now.done and not missing:
         raise UserError(f"None of the {len(keys)} scans can be used:\n{_listed(failures)}")
@@ -241,13 +241,13 @@ def _plans(place: Workplace, wanted: pandas.DataFrame, request: Request, console
     write_first(place.work / PLANS_FILE, as_json(plans))
     plans = _checked(read_plans(place.home), request, place)
     configuration = plans["configurations"][CONFIGURATION]
-    _say(console, f"Network: {describe_topology(configuration)}, batch {configuration['batch_size']}.")
+    say(console, f"Network: {describe_topology(configuration)}, batch {configuration['batch_size']}.")
     edges = configuration[PLANS_BLOCK]["block_edges"]
     if edges != [request.recipe.masking.block_size] * 3:
         size = request.recipe.masking.block_size
-        _say(console, f"Blocks: {edges} voxels, because {size} does not divide the patch.")
+        say(console, f"Blocks: {edges} voxels, because {size} does not divide the patch.")
     if note := topology_note(plans, request.published):
-        _say(console, note, style="yellow")
+        say(console, note, style="yellow")
     return plans
 
 
@@ -351,16 +351,16 @@ def _report(
     console: Console,
 ) -> None:
     if failures:
-        _say(console, f"{len(failures)} scans could not be prepared:\n{_listed(failures)}", style="yellow")
+        say(console, f"{len(failures)} scans could not be prepared:\n{_listed(failures)}", style="yellow")
     if left_out:
-        _say(console, f"Left out: {counted(left_out)}; {LEFT_OUT} in the dataset lists them.")
+        say(console, f"Left out: {counted(left_out)}; {LEFT_OUT} in the dataset lists them.")
     if not merged.is_changed:
-        _say(console, f"Nothing has changed: {request.dataset} holds all {merged.cases} scans already.")
+        say(console, f"Nothing has changed: {request.dataset} holds all {merged.cases} scans already.")
         return
     changes = f"{merged.added} new, {merged.replaced} made anew, {merged.removed} removed"
-    _say(console, f"{request.dataset} holds {merged.cases} scans ({changes}).")
+    say(console, f"{request.dataset} holds {merged.cases} scans ({changes}).")
     if had_splits and (merged.added or merged.removed):
-        _say(
+        say(
             console,
             f"{_SPLITS} of {request.dataset} still lists the old cases: nnU-Net trains the numbered folds on these. "
             "Remove it if no training has begun; fold 'all' takes every case.",
@@ -372,7 +372,3 @@ def _listed(scans: Sequence[LeftOut]) -> str:
     lines = [f"  {scan.path} {scan.detail}" for scan in sorted(scans)[:_SHOWN_PROBLEMS]]
     more = [f"  ... and {len(scans) - _SHOWN_PROBLEMS} more"] if len(scans) > _SHOWN_PROBLEMS else []
     return "\n".join([*lines, *more])
-
-
-def _say(console: Console, text: str, style: str | None = None) -> None:
-    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True, emoji=False)
