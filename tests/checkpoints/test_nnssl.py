@@ -40,7 +40,7 @@ def test_a_file_of_plain_mae_reconstructs_as_its_network(tmp_path: Path) -> None
     assert checkpoint.data["spacing"] == [1.0, 1.0, 1.0]
     assert checkpoint.data["patch_size"] == [32, 32, 32]
     assert checkpoint.plans["image_reader_writer"] == "SimpleITKIO"
-    assert checkpoint.origin["recipe"] == "BaseMAETrainer_BS8_1000ep"
+    assert checkpoint.origin.method == "BaseMAETrainer_BS8_1000ep"
     assert checkpoint.notes == ()
 
 
@@ -50,8 +50,8 @@ def test_a_folder_as_it_is_downloaded(tmp_path: Path) -> None:
     (tmp_path / "adaptation_plan.json").write_text(json.dumps(adaptation_plan(key_to_lpe=None)))
     checkpoint = read_checkpoint(tmp_path)
     assert load_network(checkpoint, tmp_path)
-    assert (checkpoint.origin["citations"], checkpoint.origin["epochs"]) == (["Wald et al."], 7)
-    assert str(tmp_path) not in json.dumps(checkpoint.origin)
+    assert (checkpoint.origin.citations, checkpoint.origin.epochs) == (("Wald et al.",), 7)
+    assert str(tmp_path) not in json.dumps(checkpoint.origin.as_json())
 
 
 def test_the_published_network_has_its_published_size() -> None:
@@ -210,7 +210,7 @@ def test_a_file_of_nnssl_can_be_fine_tuned(tmp_path: Path, nnunet_folders: Path)
     result = adapt(checkpoint, 4, "P", finetune_recipe(False, 4, 2), "encoder", batch_size=2)
     configuration = json.loads((folder / "P.json").read_text())["configurations"][CONFIGURATION]
     assert (configuration["patch_size"], configuration["spacing"]) == ([32, 32, 32], [1.0, 1.0, 1.0])
-    assert result.configuration["nnssl_mae"]["initialisation"]["origin"]["version"] == "nnssl"
+    assert result.configuration["nnssl_mae"]["initialisation"]["origin"]["format"] == "nnssl"
     target = get_network_from_plans(*checkpoint.architecture.values(), 1, 3)
     load_into(target, select(checkpoint.weights, "encoder"))
     name = "encoder.stages.2.blocks.1.conv2.conv.weight"

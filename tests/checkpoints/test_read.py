@@ -13,8 +13,8 @@ def test_own_checkpoint(pretrained: Path) -> None:
     checkpoint = read_checkpoint(pretrained)
     assert checkpoint.channels == 1
     assert checkpoint.data["spacing"] == [4.0, 4.0, 4.0]
-    assert checkpoint.origin["recipe"] == "tiny"
-    assert len(checkpoint.origin["sha256"]) == 64
+    assert checkpoint.origin.method == "tiny"
+    assert len(checkpoint.origin.sha256) == 64
 
 
 class Bomb:

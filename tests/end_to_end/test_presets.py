@@ -49,7 +49,7 @@ def test_a_preset_goes_from_scans_to_segmentations(shell: Shell, name: str) -> N
     shell("nnUNetv2_preprocess", "-d", 4, "-plans_name", plans, "-c", _MODEL, "-np", 2)
     model = ("-tr", "nnUNetTrainerMAEFinetune", "-p", plans, "-device", "cpu")
     out = shell("nnUNetv2_train", 4, _MODEL, 0, *model)
-    assert f"Pre-trained weights: encoder of recipe '{name}'" in out
+    assert f"Pre-trained weights: encoder of checkpoint_final.pth (nnssl_mae, {name}, " in out
     assert "Mean Validation Dice" in out
 
     images, output = shell.folder / "raw" / "Dataset004_Tiny" / "imagesTs", shell.folder / f"predicted_{name}"

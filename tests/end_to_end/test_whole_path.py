@@ -56,7 +56,7 @@ def test_from_scans_to_segmentations(shell: Shell, tmp_path: Path) -> None:
     train = ("nnUNetv2_train", 4, _MODEL, 0, "-tr", "nnUNetTrainerMAEFinetune", "-p", "Treatment", "-device", "cpu")
     assert "Leave -pretrained_weights out" in shell.fails(*train, "-pretrained_weights", checkpoint)
     out = shell(*train)
-    assert "Pre-trained weights: encoder of recipe 'tiny' after 3 epochs" in out
+    assert "Pre-trained weights: encoder of checkpoint_final.pth (nnssl_mae, tiny, 3 epochs" in out
     assert "Mean Validation Dice" in out
 
     predicts_with_and_without_our_package(shell, tmp_path)

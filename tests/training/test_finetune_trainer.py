@@ -68,7 +68,7 @@ def test_a_fresh_run_starts_from_the_pretrained_encoder_and_says_what_it_took(da
         assert torch.equal(state[name], tensor)
         assert torch.equal(state[f"decoder.{name}"], tensor)
     log = log_of(run)
-    assert "encoder of recipe 'tiny' after 3 epochs" in log
+    assert "encoder of checkpoint_final.pth (nnssl_mae, tiny, 3 epochs" in log
     assert "adapted 1 of them to the input channels: encoder.stem.convs.0.conv.weight" in log
     assert "left random" in log
     assert "decoder.transpconvs (" in log

@@ -54,7 +54,7 @@ def test_a_preset_trains_adapts_and_fine_tunes(folders: Path, name: str) -> None
     trainer.run_training()
 
     checkpoint = read_checkpoint(Path(trainer.output_folder, "checkpoint_final.pth"))
-    assert checkpoint.origin["recipe"] == name
+    assert checkpoint.origin.method == name
     result = adapt(checkpoint, 4, f"Tuned_{name}", finetune_recipe(False, 2, 2), "encoder", 2)
     if not (labelled / result.configuration["data_identifier"]).is_dir():
         preprocess([4], result.plans_name, (CONFIGURATION,), num_processes=(1,))

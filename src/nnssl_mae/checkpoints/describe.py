@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,14 +56,43 @@ class ReconstructionInfo:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where weights come from, without any path of a machine: it goes along into plans and models."""
+
+    format: Literal["nnssl_mae", "nnssl", "nnU-Net", "AMAES", "weights"]
+    """Whose form the file has; ``weights`` is a bare state dict."""
+    label: str
+    """The file's name, or ``hf://owner/name@revision``."""
+    sha256: str
+    """Of the file."""
+    method: str | None = None
+    """Recipe or trainer that pre-trained it, such as ``mae``; None is unknown."""
+    epochs: int | None = None
+    """Epochs done; None is unknown."""
+    steps: int | None = None
+    """Optimiser steps done; None is unknown."""
+    version: str | None = None
+    """Of the package that wrote it."""
+    citations: tuple[str, ...] = ()
+    """What to cite when the weights are used."""
+    licence: str | None = None
+    """SPDX name of the weights' licence; None is unknown."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For plans and checkpoints: plain values only."""
+        return {**asdict(self), "citations": list(self.citations)}
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A pre-trained network and what is known about it.
 
-    ``architecture`` has the form of nnU-Net's plans; ``data`` is the configuration it was trained with (spacing,
-    normalisation, patch); ``plans`` holds reader and axis order; ``origin`` names it without any path.
-    ``reconstruction`` is None where the file cannot reconstruct, for the reason ``cannot_reconstruct``. ``notes`` are
-    sentences for the user about choices made while reading that matter to whatever the weights are used for,
-    ``reconstruction_notes`` such that matter to reconstruction only.
+    ``weights`` stand under the names of nnU-Net's networks; a tensor may have several. ``architecture`` has the form of
+    nnU-Net's plans; its ``strides`` may be missing where the file does not tell them. ``data`` is the configuration the
+    network was trained with (spacing, normalisation, patch) and ``plans`` holds reader and axis order: both are empty
+    where the file says nothing of preprocessing. ``reconstruction`` is None where the file cannot reconstruct, for the
+    reason ``cannot_reconstruct``. ``notes`` are sentences for the user about choices made while reading that matter to
+    whatever the weights are used for, ``reconstruction_notes`` such that matter to reconstruction only.
     """
 
     weights: Mapping[str, torch.Tensor]
@@ -71,11 +100,16 @@ class Checkpoint:
     channels: int
     plans: dict[str, Any]
     data: dict[str, Any]
-    origin: dict[str, Any]
+    origin: Origin
     reconstruction: ReconstructionInfo | None = None
     cannot_reconstruct: str = ""
     notes: tuple[str, ...] = ()
     reconstruction_notes: tuple[str, ...] = ()
+
+    @property
+    def is_preprocessing_known(self) -> bool:
+        """Whether spacing, normalisation, reader, axis order and patch of the pre-training are known."""
+        return bool(self.data) and bool(self.plans)
 
 
 def nnunet_architecture(

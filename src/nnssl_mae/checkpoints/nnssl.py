@@ -16,6 +16,7 @@ from nnssl_mae.checkpoints.adaptation_plan import PLANS_KEYS
 from nnssl_mae.checkpoints.describe import (
     RESAMPLERS,
     Checkpoint,
+    Origin,
     ReconstructionInfo,
     check_preprocessing,
     nnunet_architecture,
@@ -104,18 +105,23 @@ def _described(content: Mapping[str, Any], plan: Mapping[str, Any], path: Path) 
         channels=int(plan["pretrain_num_input_channels"]),
         plans=plans,
         data=data,
-        origin={
-            "recipe": trainer,
-            "epochs": content.get("current_epoch", "?"),
-            "version": "nnssl",
-            "sha256": sha256(path),
-            "citations": [str(citation) for citation in content.get("citations", ())],
-        },
+        origin=Origin(
+            format="nnssl",
+            label=path.name,
+            sha256=sha256(path),
+            method=trainer,
+            epochs=_whole_number(content.get("current_epoch")),
+            citations=tuple(map(str, content.get("citations", ()))),
+        ),
         reconstruction=reconstruction,
         cannot_reconstruct=reason,
         notes=tuple(notes),
         reconstruction_notes=tuple(reconstruction_notes),
     )
+
+
+def _whole_number(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 def _plain(value: Any) -> Any:

@@ -8,7 +8,13 @@ from typing import Any
 
 import torch
 
-from nnssl_mae.checkpoints.describe import Checkpoint, ReconstructionInfo, check_preprocessing, nnunet_architecture
+from nnssl_mae.checkpoints.describe import (
+    Checkpoint,
+    Origin,
+    ReconstructionInfo,
+    check_preprocessing,
+    nnunet_architecture,
+)
 from nnssl_mae.checkpoints.nnssl import read_nnssl, side_plan
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import sha256
@@ -99,13 +105,16 @@ def _read_own(content: Mapping[str, Any], path: Path) -> Checkpoint:
             channels=int(plan["pretrain_num_input_channels"]),
             plans=plans,
             data=data,
-            origin={
-                "recipe": block["recipe"]["name"],
-                "epochs": block["epochs_done"],
-                "version": block["version"],
-                "sha256": sha256(path),
-                "citations": list(content.get("citations", ())),
-            },
+            origin=Origin(
+                format="nnssl_mae",
+                label=path.name,
+                sha256=sha256(path),
+                method=str(block["recipe"]["name"]),
+                epochs=int(block["epochs_done"]),
+                steps=int(block["epochs_done"]) * int(block["recipe"]["schedule"]["iterations"]),
+                version=str(block["version"]),
+                citations=tuple(map(str, content.get("citations", ()))),
+            ),
             reconstruction=_reconstruction(block["recipe"], path),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -10,15 +10,12 @@ from typing import Any
 
 import numpy as np
 import safetensors.torch
-import torch
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments
 from nnunetv2.imageio.reader_writer_registry import (
     determine_reader_writer_from_file_ending,
     recursive_find_reader_writer_by_name,
 )
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from torch import nn
 
 from nnssl_mae.checkpoints.describe import ReconstructionInfo
 from nnssl_mae.checkpoints.read import Checkpoint
@@ -26,6 +23,7 @@ from nnssl_mae.checkpoints.transfer import Part, check_fit, select, widen_stem
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import read_json, sha256, whole_file, write_json
 from nnssl_mae.folders import find_dataset, nnunet_folder, planner_environment
+from nnssl_mae.networks.planned import network_shape
 from nnssl_mae.plans import CONFIGURATION, PLANS_BLOCK, STOCK_PLANS, check_plans_name, data_identifier, make_block
 from nnssl_mae.recipes.finetuning import FinetuneRecipe
 
@@ -84,7 +82,7 @@ def adapt(
     if part is not None:
         tensors = select(checkpoint.weights, part)
         adapted = widen_stem(tensors, channels)
-        check_fit(_planned_network(configuration["architecture"], channels), tensors)
+        check_fit(network_shape(configuration["architecture"], channels), tensors)
         with whole_file(tensors_file) as temporary:
             safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
         initialisation = {
@@ -92,7 +90,7 @@ def adapt(
             "sha256": sha256(tensors_file),
             "transfer": part,
             "adapted": adapted,
-            "origin": checkpoint.origin,
+            "origin": checkpoint.origin.as_json(),
         }
     configuration[PLANS_BLOCK] = make_block(
         "finetune", recipe=recipe.model_dump(mode="json"), initialisation=initialisation
@@ -167,26 +165,6 @@ def _plans(
     }
     configuration["data_identifier"] = data_identifier(plans, configuration, contents="cases")
     return plans
-
-
-def _planned_network(architecture: Mapping[str, Any], channels: int) -> nn.Module:
-    """The network that nnU-Net will build from the plans, without memory for its weights."""
-    try:
-        with torch.device("meta"):
-            network: nn.Module = get_network_from_plans(
-                architecture["network_class_name"],
-                architecture["arch_kwargs"],
-                architecture["_kw_requires_import"],
-                channels,
-                output_channels=2,  # of the head, which is never transferred
-                allow_init=False,
-                deep_supervision=False,
-            )
-    except (TypeError, ValueError, AssertionError, AttributeError, KeyError, IndexError, RuntimeError) as error:
-        raise UserError(
-            f"The checkpoint describes a network that cannot be built ({error}); use one whose description is whole"
-        ) from error
-    return network
 
 
 def _reader(checkpoint: Checkpoint, ending: str) -> str:

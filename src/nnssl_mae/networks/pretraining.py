@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 import torch
 from dynamic_network_architectures.initialization.weight_init import InitWeights_He
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from nnssl_mae.masking import as_blocks, hide
 from nnssl_mae.networks.decoders import SkipFreeDecoder
 from nnssl_mae.networks.heads import freeze_unused_heads
+from nnssl_mae.networks.planned import planned_network
 from nnssl_mae.networks.sparse import run_masked, visible_at
 from nnssl_mae.recipes.pretraining import NetworkRecipe
 
@@ -31,15 +31,7 @@ def pretraining_network(
         network: decoder, skips, sparse encoder, tokens, densification; sizes stand in ``architecture``.
         hidden_value: what stands in hidden voxels of the input.
     """
-    stock: Any = get_network_from_plans(
-        architecture["network_class_name"],
-        architecture["arch_kwargs"],
-        architecture["_kw_requires_import"],
-        channels,
-        channels,
-        allow_init=True,
-        deep_supervision=False,
-    )
+    stock: Any = planned_network(architecture, channels, channels)
     encoder = stock.encoder
     if network.skips:
         freeze_unused_heads(stock)

@@ -176,8 +176,9 @@ class nnUNetTrainerMAEFinetune(OneHeadTrainer):
         origin = self.initialisation["origin"]
         adapted = self.initialisation["adapted"]
         self.print_to_log_file(
-            f"Pre-trained weights: {self.initialisation['transfer']} of recipe '{origin['recipe']}' after "
-            f"{origin['epochs']} epochs (checkpoint {origin['sha256'][:12]})"
+            f"Pre-trained weights: {self.initialisation['transfer']} of {origin['label']} ({origin['format']}, "
+            f"{origin['method'] or 'unknown method'}, {origin['epochs'] or 'unknown'} epochs, "
+            f"SHA-256 {origin['sha256'][:12]})"
         )
         self.print_to_log_file(f"  loaded {len(report.loaded)} tensors: {_groups(report.loaded)}")
         self.print_to_log_file(
