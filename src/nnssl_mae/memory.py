@@ -24,11 +24,21 @@ def free_memory() -> float:
 def peak_memory() -> float:
     """Most bytes that this process has held at once; not a number where nobody knows.
 
-    On Linux not by ``ru_maxrss``, which begins with the memory of the process that started this one.
+    On Linux not by ``ru_maxrss``, which begins with the memory of the process that started this one. Pages of programs
+    and of mapped files count, although they are shared and can be dropped: see :func:`own_memory`.
     """
+    return _status("VmHWM")
+
+
+def own_memory() -> float:
+    """Bytes that this process holds now without pages of programs and files; not a number where nobody knows."""
+    return _status("RssAnon")
+
+
+def _status(key: str) -> float:
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
     except (OSError, StopIteration):
         return math.nan
 

@@ -20,6 +20,7 @@ def test_both_loaders_start_over_as_many_cases(tmp_path) -> None:
         if LINUX:
             assert start.worker > start.worker_own > 0
             assert start.peak >= start.before > 0
+            assert start.peak > start.own > 0
     assert len(list((tmp_path / "ours" / "data").iterdir())) == 30
     assert "Start of the loaders with 30 cases" in console.export_text()
 
@@ -29,3 +30,4 @@ def test_forty_thousand_cases_need_little_memory(tmp_path) -> None:
     write_ours(tmp_path / "data", 40_000)
     start = start_in_new_process(OURS, tmp_path / "data", workers=0)
     assert start.peak - start.before < 128  # MiB, beyond what importing torch and nnU-Net takes
+    assert start.own < 1024

@@ -14,6 +14,7 @@ from pathlib import Path
 from time import perf_counter, process_time
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits
@@ -125,9 +126,12 @@ def print_table(
     console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str = ""
 ) -> None:
     """A table whose first column is words and whose others are numbers, and a sentence below it."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left")
+        values = [row[index] for row in rows]
+        parts = values if index else [word for value in values for word in value.split()]  # numbers keep their unit
+        width = max(map(len, parts), default=0)
+        table.add_column(column, justify="right" if index else "left", min_width=width)
     for row in rows:
         table.add_row(*row)
     console.print(table, markup=False, highlight=False)

@@ -26,7 +26,7 @@ from torch import device
 
 from nnssl_mae.bench.measuring import environment, print_table, seconds
 from nnssl_mae.masking import block_edges
-from nnssl_mae.memory import peak_memory
+from nnssl_mae.memory import own_memory, peak_memory
 from nnssl_mae.patches.index import CaseIndex
 from nnssl_mae.patches.loader import PatchSettings, training_stream, validation_stream
 from nnssl_mae.patches.splits import split_cases
@@ -56,7 +56,9 @@ class Start:
     before: float
     """Largest resident memory of the process before the start: of imports, MiB."""
     peak: float
-    """The same until the first batches were there."""
+    """The same until the first batches were there; pages of programs and of mapped files count."""
+    own: float
+    """What the process held then without such pages, MiB."""
     worker: float
     """Mean resident memory of its worker processes, MiB; NaN without any."""
     worker_own: float
@@ -216,7 +218,7 @@ def report(name: str, folder: str, workers: str) -> None:
 def _measured(before: float, request: float, batch: float) -> Start:
     workers = [_memory(child) for child in _children()]
     mean = np.mean(workers, axis=0) if workers else np.full(2, np.nan)
-    return Start(request, batch, before, _peak(), float(mean[0]), float(mean[1]))
+    return Start(request, batch, before, _peak(), own_memory() / 2**20, float(mean[0]), float(mean[1]))
 
 
 def _peak() -> float:
@@ -240,16 +242,17 @@ def _memory(pid: int) -> tuple[float, float]:
 
 
 def _print(console: Console, starts: dict[tuple[str, int], Start], cases: int, table: float) -> None:
-    columns = ("loader", "workers", "first request", "first batch", "MiB before", "peak", "a worker", "own share")
+    columns = ("loader", "workers", "first request", "first batch", "MiB before", "peak", "own", "worker", "share")
     rows = []
     for (name, workers), start in starts.items():
         times = [_shown(time) for time in (start.request, start.batch)]
-        sizes = [_mebibytes(size) for size in (start.before, start.peak, start.worker, start.worker_own)]
+        sizes = [_mebibytes(size) for size in (start.before, start.peak, start.own, start.worker, start.worker_own)]
         rows.append((name, str(workers), *times, *sizes))
     note = (
         f"The case table of nnssl_mae has {table:.1f} MiB; its pages are shared by all processes. Splits are made "
         "anew. Imports are not timed; their memory stands under 'before'. Stock nnU-Net asks for its first batch "
-        f"inside the call that returns it.\n{environment()}"
+        "inside the call that returns it. 'own' leaves out pages of programs and of mapped files, which the system "
+        f"shares and can drop.\n{environment()}"
     )
     print_table(console, f"Start of the loaders with {cases} cases", columns, rows, note)
 
