@@ -23,7 +23,11 @@ def write_labelled_with_plans(folders: Path, prepared: Path) -> Path:
     plans = json.loads((prepared / "nnsslMAEPlans.json").read_text())
     configuration = plans["configurations"].pop(CONFIGURATION)
     del configuration["nnssl_mae"]
-    configuration |= {"data_identifier": "nnUNetPlans_3d_fullres", "use_mask_for_norm": [True, True]}
+    configuration |= {
+        "data_identifier": "nnUNetPlans_3d_fullres",
+        "normalization_schemes": ["ZScoreNormalization"] * 2,
+        "use_mask_for_norm": [True, True],
+    }
     plans |= {"dataset_name": "Dataset004_Tiny", "plans_name": "nnUNetResEncUNetLPlans"}
     plans["configurations"]["3d_fullres"] = configuration
     intensities = plans["foreground_intensity_properties_per_channel"]

@@ -13,15 +13,21 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnssl_mae.checkpoints.describe import nnunet_architecture
 from nnssl_mae.checkpoints.nnssl import resenc_l
 from nnssl_mae.checkpoints.read import read_checkpoint
-from nnssl_mae.checkpoints.transfer import load_into, select
-from nnssl_mae.downstream.adapt import adapt
+from nnssl_mae.checkpoints.transfer import load_into, transfer
 from nnssl_mae.errors import UserError
 from nnssl_mae.evaluation.reconstruct import load_network
 from nnssl_mae.masking import hide
-from nnssl_mae.plans import CONFIGURATION
-from nnssl_mae.recipes.finetuning import finetune_recipe
-from tests.checkpoints.files import adaptation_plan, with_configuration, write_nnssl
-from tests.tiny_scans import write_labelled
+from nnssl_mae.networks.planned import planned_network
+from tests.checkpoints.files import (
+    KWARGS,
+    PLAIN_KWARGS,
+    adaptation_plan,
+    network_of,
+    stock_network,
+    tiny_recipe,
+    with_configuration,
+    write_nnssl,
+)
 
 PATCH = torch.randn(1, 1, 32, 32, 32, generator=torch.Generator().manual_seed(0))
 HIDDEN = torch.rand(1, 1, 2, 2, 2, generator=torch.Generator().manual_seed(4)) < 0.6
@@ -126,8 +132,8 @@ def test_the_configuration_that_was_trained_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("plan", "sentence"),
     [
-        (adaptation_plan(architecture_plans={"arch_class_name": "PrimusM"}), "network 'PrimusM', which cannot be used"),
-        (adaptation_plan(architecture_plans={"arch_class_name": "NoSkipResEncL"}), "'NoSkipResEncL'"),
+        (adaptation_plan(architecture_plans={"arch_class_name": "PrimusM"}), "'PrimusM', which is not supported yet"),
+        (adaptation_plan(architecture_plans={"arch_class_name": "SwinUNETR"}), "network 'SwinUNETR', which cannot be"),
         (with_configuration(adaptation_plan(), normalization_schemes=["CTNormalization"]), "'CTNormalization'"),
         (adaptation_plan(pretrain_plan={}), "damaged adaptation plan"),
         (adaptation_plan(pretrain_num_input_channels="many"), "damaged adaptation plan"),
@@ -169,18 +175,16 @@ def test_a_plan_cannot_name_foreign_classes(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "x.pth")
 
 
-def test_a_file_without_any_plan(tmp_path: Path) -> None:
-    write_nnssl(tmp_path / "x.pth", None)
-    with pytest.raises(UserError, match="no description of the pre-training"):
-        read_checkpoint(tmp_path / "x.pth")
-    write_nnssl(tmp_path / "x.pth", None, spark_weights={})
-    with pytest.raises(UserError, match=r"adaptation_plan\.json beside the file"):
-        read_checkpoint(tmp_path / "x.pth")
+def test_a_file_of_nnssl_without_any_plan_says_where_it_belongs(tmp_path: Path) -> None:
+    for more in ({}, {"spark_weights": {}}):
+        write_nnssl(tmp_path / "x.pth", None, **more)
+        with pytest.raises(
+            UserError, match=r"no description of the pre-training.*adaptation_plan\.json beside the file"
+        ):
+            read_checkpoint(tmp_path / "x.pth")
     (tmp_path / "adaptation_plan.json").write_text("{")
     with pytest.raises(UserError, match=r"adaptation_plan\.json cannot be read"):
         read_checkpoint(tmp_path / "x.pth")
-    with pytest.raises(UserError, match=r"checkpoint_final\.pth does not exist"):
-        read_checkpoint(tmp_path)
 
 
 def test_weights_of_an_encoder_alone_cannot_reconstruct_and_say_so(tmp_path: Path) -> None:
@@ -195,23 +199,69 @@ def test_weights_of_an_encoder_alone_cannot_reconstruct_and_say_so(tmp_path: Pat
         load_network(checkpoint, tmp_path / "x.pth")
 
 
-def test_a_file_of_nnssl_can_be_fine_tuned(tmp_path: Path, nnunet_folders: Path) -> None:
+def test_a_file_of_nnssl_goes_into_a_segmentation_network(tmp_path: Path) -> None:
     network = write_nnssl(tmp_path / "x.pth", adaptation_plan())
-    raw = write_labelled(nnunet_folders / "raw", 4, "Tiny", count=1)
-    folder = nnunet_folders / "preprocessed" / raw.name
-    folder.mkdir()
-    (folder / "dataset.json").write_text((raw / "dataset.json").read_text())
-    (folder / "dataset_fingerprint.json").write_text(
-        json.dumps({"shapes_after_crop": [[40, 50, 40]], "spacings": [[4, 4, 4]]})
-    )
-    stock = {"original_median_spacing_after_transp": [4, 4, 4], "configurations": {"3d_fullres": {}}}
-    (folder / "nnUNetResEncUNetLPlans.json").write_text(json.dumps(stock))
     checkpoint = read_checkpoint(tmp_path / "x.pth")
-    result = adapt(checkpoint, 4, "P", finetune_recipe(False, 4, 2), "encoder", batch_size=2)
-    configuration = json.loads((folder / "P.json").read_text())["configurations"][CONFIGURATION]
-    assert (configuration["patch_size"], configuration["spacing"]) == ([32, 32, 32], [1.0, 1.0, 1.0])
-    assert result.configuration["nnssl_mae"]["initialisation"]["origin"]["format"] == "nnssl"
-    target = get_network_from_plans(*checkpoint.architecture.values(), 1, 3)
-    load_into(target, select(checkpoint.weights, "encoder"))
-    name = "encoder.stages.2.blocks.1.conv2.conv.weight"
-    assert torch.equal(target.state_dict()[f"decoder.{name}"], network.state_dict()[name])
+    tensors, report = transfer(checkpoint, checkpoint.architecture, 1, "encoder")
+    assert {fate.name.partition(".")[0] for fate in report.random} == {"decoder"}
+    origin = network.state_dict()
+    assert all(torch.equal(tensor, origin[f"decoder.{name}"]) for name, tensor in tensors.items())
+    target = planned_network(checkpoint.architecture, 1, 3).eval()
+    load_into(target, tensors, [fate.name for fate in report.random])
+    with torch.inference_mode():
+        features = zip(target.encoder(PATCH), network.encoder(PATCH), strict=True)
+        assert all(torch.equal(one, other) for one, other in features)
+
+
+def test_every_tensor_arrives_bit_equal_under_all_its_names(tmp_path: Path) -> None:
+    origin = write_nnssl(tmp_path / "x.pth", adaptation_plan()).state_dict()
+    weights = read_checkpoint(tmp_path / "x.pth").weights
+    assert weights.keys() == origin.keys()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in origin.items())
+
+
+def test_a_network_without_blocks(tmp_path: Path) -> None:
+    network = stock_network("PlainConvUNet", PLAIN_KWARGS, heads=1)
+    described = {"arch_class_name": "PlainConvUNet", "arch_kwargs": PLAIN_KWARGS}
+    write_nnssl(tmp_path / "x.pth", adaptation_plan(architecture_plans=described), network_weights=network.state_dict())
+    checkpoint = read_checkpoint(tmp_path / "x.pth")
+    rebuilt = planned_network(checkpoint.architecture, 1, 1)
+    rebuilt.load_state_dict(dict(checkpoint.weights), strict=True)
+
+
+def test_of_a_network_trained_without_skip_connections_the_encoder_can_be_used(tmp_path: Path) -> None:
+    """The encoder of NoSkipResEncL is that of ResEncL; its decoder fits nowhere."""
+    network = network_of(tiny_recipe(network={"skips": False, "decoder": "stock"}))
+    described = {"arch_class_name": "NoSkipResEncL", "arch_kwargs": KWARGS}
+    write_nnssl(tmp_path / "x.pth", adaptation_plan(architecture_plans=described), network_weights=network.state_dict())
+    checkpoint = read_checkpoint(tmp_path / "x.pth")
+    assert "no skip connections" in checkpoint.cannot_reconstruct
+    tensors, _ = transfer(checkpoint, checkpoint.architecture, 1, "encoder")
+    assert len(tensors) == sum(name.startswith("encoder.") for name, _ in network.named_parameters())
+    with pytest.raises(UserError, match="without skip connections"):
+        transfer(checkpoint, checkpoint.architecture, 1, "encoder+decoder")
+
+
+def test_the_published_network_without_skip_connections_by_name(tmp_path: Path) -> None:
+    write_nnssl(tmp_path / "x.pth", adaptation_plan(architecture_plans={"arch_class_name": "NoSkipResEncL"}))
+    assert read_checkpoint(tmp_path / "x.pth").architecture["arch_kwargs"] == resenc_l()
+
+
+def test_a_plan_of_another_checkpoint_is_noticed(tmp_path: Path) -> None:
+    write_nnssl(tmp_path / "x.pth", adaptation_plan(pretrain_num_input_channels=4))
+    with pytest.raises(UserError, match="takes 4 channels, but its first convolution takes 1; the plan is that of an"):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+def test_the_same_file_on_a_machine_without_the_gpu_that_wrote_it(tmp_path: Path, monkeypatch: Any) -> None:
+    """A released loader failed here. Every storage of the file says that it lay on a GPU."""
+    write_nnssl(tmp_path / "x.pth", adaptation_plan())
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+    content = torch.load(tmp_path / "x.pth", weights_only=True)
+    torch.save(content, tmp_path / "gpu.pth")
+    monkeypatch.undo()
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="CUDA"):
+            torch.load(tmp_path / "gpu.pth", weights_only=True)
+    weights = read_checkpoint(tmp_path / "gpu.pth").weights
+    assert {tensor.device.type for tensor in weights.values()} == {"cpu"}

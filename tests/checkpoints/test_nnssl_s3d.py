@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from nnssl_mae.checkpoints.read import read_checkpoint
-from nnssl_mae.checkpoints.transfer import select
+from nnssl_mae.checkpoints.transfer import load_into, transfer
 from nnssl_mae.errors import UserError
 from nnssl_mae.evaluation.reconstruct import load_network
 from nnssl_mae.masking import hidden_voxels, hide
+from nnssl_mae.networks.planned import planned_network
 from tests.checkpoints.files import WIDTHS, adaptation_plan, write_s3d
 
 STEM = "encoder.stem.convs.0.conv.weight"
@@ -23,16 +24,37 @@ def test_the_trained_copy_is_taken_under_every_name_and_said(tmp_path: Path) -> 
     trained = write_s3d(tmp_path / "x.pth", adaptation_plan()).state_dict()
     checkpoint = read_checkpoint(tmp_path / "x.pth")
     assert all(torch.equal(tensor, trained[name]) for name, tensor in checkpoint.weights.items() if name in trained)
-    assert torch.equal(select(checkpoint.weights, "encoder")[STEM], trained[STEM])
+    assert set(checkpoint.weights) == set(trained)
     assert "'all_modules' are the trained ones" in checkpoint.notes[0]
 
 
 def test_a_released_file_without_tokens_says_why_it_cannot_reconstruct(tmp_path: Path) -> None:
     trained = write_s3d(tmp_path / "x.pth", adaptation_plan(), released=True).state_dict()
     checkpoint = read_checkpoint(tmp_path / "x.pth")
-    assert torch.equal(select(checkpoint.weights, "encoder")[STEM], trained[STEM])
+    assert torch.equal(checkpoint.weights[STEM], trained[STEM])
     with pytest.raises(UserError, match="mask tokens of its network are missing; it can still be fine-tuned"):
         load_network(checkpoint, tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("released", [False, True])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_the_stem_of_any_number_of_channels_comes_from_the_trained_copy(
+    tmp_path: Path, released: bool, channels: int
+) -> None:
+    """A released loader took the untrained copy with more than one channel."""
+    network = write_s3d(tmp_path / "x.pth", adaptation_plan(), released=released)
+    checkpoint = read_checkpoint(tmp_path / "x.pth")
+    tensors, report = transfer(checkpoint, checkpoint.architecture, channels, "encoder")
+    expected = network.state_dict()[STEM].repeat(1, channels, 1, 1, 1) / channels
+    torch.testing.assert_close(tensors[STEM], expected, rtol=0, atol=0)
+    assert [fate.name for fate in report.adapted] == ([] if channels == 1 else [STEM])
+    target = planned_network(checkpoint.architecture, channels, 2).eval()
+    load_into(target, tensors, [fate.name for fate in report.random])
+    patch = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        features = target.encoder(patch.repeat(1, channels, 1, 1, 1))
+        for one, other in zip(features, network.encoder(patch), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6 if channels == 1 else 1e-5)
 
 
 def test_tokens_whose_place_is_not_clear_give_a_sentence_and_no_picture(tmp_path: Path) -> None:

@@ -1,4 +1,3 @@
-import pickle
 from pathlib import Path
 
 import pytest
@@ -17,19 +16,47 @@ def test_own_checkpoint(pretrained: Path) -> None:
     assert len(checkpoint.origin.sha256) == 64
 
 
-class Bomb:
-    def __reduce__(self):
-        return Path.touch, (Path("exploded"),)
+def test_our_own_checkpoints_hold_no_numpy(pretrained: Path) -> None:
+    """torch's own safe loading reads them, with nothing let in."""
+    content = torch.load(pretrained, weights_only=True)
+    assert content["nnssl_mae"]["epochs_done"] == 1
+    assert content["logging"]
 
 
-def test_hostile_files_are_refused_and_never_executed(tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.save({"network_weights": Bomb()}, "torch.pth")
-    Path("pickle.pth").write_bytes(pickle.dumps(Bomb()))
-    for name in ("torch.pth", "pickle.pth"):
-        with pytest.raises(UserError, match=f"{name} is not a checkpoint that can be read safely"):
-            read_checkpoint(Path(name))
-    assert not Path("exploded").exists()
+def test_all_tensors_of_our_own_arrive_bit_equal_under_all_their_names(tmp_path: Path) -> None:
+    origin = write_own(tmp_path / "x.pth", tiny_recipe()).state_dict()
+    weights = read_checkpoint(tmp_path / "x.pth").weights
+    assert weights.keys() == origin.keys()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in origin.items())
+
+
+@pytest.mark.parametrize(
+    ("network", "hidden_value", "part"),
+    [
+        ({"sparse": True, "mask_tokens": True, "densify": True}, "zero", "mask_tokens.0"),
+        ({"skips": False, "decoder": "light"}, "token", "hidden_value"),
+    ],
+)
+def test_parts_that_only_pretraining_has_are_kept(tmp_path: Path, network: dict, hidden_value: str, part: str) -> None:
+    recipe = tiny_recipe(network=network, masking={"hidden_value": hidden_value})
+    origin = write_own(tmp_path / "x.pth", recipe).state_dict()
+    weights = read_checkpoint(tmp_path / "x.pth").weights
+    assert weights.keys() == origin.keys()
+    assert part in weights
+
+
+def test_a_recipe_that_counts_in_volumes_has_no_known_number_of_steps(tmp_path: Path) -> None:
+    write_own(tmp_path / "x.pth", tiny_recipe(schedule={"iterations": "dataset"}))
+    origin = read_checkpoint(tmp_path / "x.pth").origin
+    assert (origin.epochs, origin.steps) == (1, None)
+    write_own(tmp_path / "x.pth", tiny_recipe(schedule={"iterations": 40}))
+    assert read_checkpoint(tmp_path / "x.pth").origin.steps == 40
+
+
+def test_what_stock_nnunet_cannot_repeat_is_described(tmp_path: Path) -> None:
+    write_own(tmp_path / "x.pth", tiny_recipe(data={"clip_percentile": 99.0, "crop": "foreground"}))
+    beyond = read_checkpoint(tmp_path / "x.pth").beyond_stock
+    assert (beyond.clip_low, beyond.clip_high, beyond.crop) == (None, 99.0, "foreground")
 
 
 def test_files_that_are_no_checkpoint(tmp_path) -> None:
@@ -45,6 +72,9 @@ def test_files_that_are_no_checkpoint(tmp_path) -> None:
     torch.save({"network_weights": {}}, tmp_path / "plain.pth")
     with pytest.raises(UserError, match="no description of the pre-training"):
         read_checkpoint(tmp_path / "plain.pth")
+    torch.save({"nnssl_mae": {}, "network_weights": {"x": torch.zeros(1)}}, tmp_path / "ours.pth")
+    with pytest.raises(UserError, match="damaged description of its pre-training"):
+        read_checkpoint(tmp_path / "ours.pth")
 
 
 @pytest.mark.parametrize("name", ["os.system", "torch.nn.modules.conv.Conv3d.__init__", "torch.hub.load"])

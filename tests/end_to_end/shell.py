@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -46,3 +47,13 @@ class Shell:
         output = process.communicate()[0]
         assert process.returncode == 0, f"{command} {arguments}\n{output}"
         return output
+
+
+def bare_python(folder: Path) -> Path:
+    """An interpreter with everything that the running one has, except our package."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    (python,) = folder.glob("bin/python")
+    (site,) = folder.glob("lib/python*/site-packages")
+    # Python does not read the .pth files inside a folder borrowed like this, so an editable install stays out.
+    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python

@@ -8,9 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import sysconfig
 import time
 from pathlib import Path
 
@@ -21,7 +18,7 @@ import torch
 import yaml
 
 from tests.conftest import TINY_RECIPE
-from tests.end_to_end.shell import Shell
+from tests.end_to_end.shell import Shell, bare_python
 from tests.tiny_scans import write_labelled, write_unlabelled
 
 pytestmark = pytest.mark.end_to_end
@@ -96,10 +93,7 @@ def predicts_with_and_without_our_package(shell: Shell, tmp_path: Path) -> None:
                  "-f", 0, "-device", "cpu", "--disable_tta")  # fmt: skip
     shell("nnUNetv2_predict", *arguments, "-o", tmp_path / "with")
 
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
-    python = next((tmp_path / "bare").glob("bin/python"))
-    site = next((tmp_path / "bare").glob("lib/python*/site-packages"))
-    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    python = bare_python(tmp_path / "bare")
     shell.fails("-c", "import nnssl_mae", python=python)
     predict = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point; predict_entry_point()"
     shell("-c", predict, *arguments, "-o", tmp_path / "without", python=python)

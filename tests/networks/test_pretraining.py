@@ -2,7 +2,8 @@ import pytest
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from nnssl_mae.checkpoints.transfer import load_into, select
+from nnssl_mae.checkpoints.describe import Checkpoint, Origin
+from nnssl_mae.checkpoints.transfer import load_into, transfer
 from nnssl_mae.errors import UserError
 from nnssl_mae.networks.pretraining import pretraining_network
 from nnssl_mae.networks.sparse import visible_at
@@ -45,8 +46,9 @@ def test_every_weight_learns_and_the_encoder_loads_into_the_stock_network(backbo
     # Distributed training fails on a weight that takes part in nothing.
     assert not [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
     target = stock(backbone)
-    report = load_into(target, select(network.state_dict(), "encoder"))
-    assert not [name for name in report.random if name.startswith("encoder.")]
+    tensors, report = transfer(checkpoint_of(network, backbone), architecture(backbone), 1, "encoder")
+    load_into(target, tensors, [fate.name for fate in report.random])
+    assert not [fate for fate in (*report.random, *report.adapted) if fate.name.startswith("encoder.")]
     for name, parameter in target.encoder.named_parameters():
         assert torch.equal(parameter, network.encoder.get_parameter(name))
 
@@ -89,7 +91,12 @@ def test_a_learned_hidden_value_stands_in_hidden_voxels_and_learns() -> None:
 def test_a_decoder_without_skips_cannot_be_transferred() -> None:
     network = pretraining_network(architecture(), 1, NetworkRecipe(skips=False, decoder="light"), "zero")
     with pytest.raises(UserError, match="without skip connections"):
-        select(network.state_dict(), "encoder+decoder")
+        transfer(checkpoint_of(network), architecture(), 1, "encoder+decoder")
+
+
+def checkpoint_of(network: torch.nn.Module, backbone: str = "resenc") -> Checkpoint:
+    origin = Origin(format="nnssl_mae", label="test", sha256="")
+    return Checkpoint(network.state_dict(), architecture(backbone), 1, plans={}, data={}, origin=origin)
 
 
 def test_densification_is_at_every_resolution_but_the_highest() -> None:

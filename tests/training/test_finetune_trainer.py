@@ -18,6 +18,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnssl_mae.checkpoints.read import read_checkpoint
 from nnssl_mae.downstream.adapt import adapt
+from nnssl_mae.downstream.wish import Wish
 from nnssl_mae.errors import UserError
 from nnssl_mae.plans import CONFIGURATION
 from nnssl_mae.recipes.finetuning import finetune_recipe, load_finetune_recipe
@@ -35,8 +36,8 @@ def _adapted_once(_prepared_once: Path, _pretrained_once: Path, tmp_path_factory
             patch.setenv(f"nnUNet_{name}", str(folders / name))
         write_labelled_with_plans(folders, prepared)
         checkpoint = read_checkpoint(_pretrained_once)
-        adapt(checkpoint, 4, "Treatment", finetune_recipe(False, 4, 2), "encoder", batch_size=2)
-        adapt(checkpoint, 4, "Control", finetune_recipe(True, 4, 2), None, batch_size=2)
+        adapt(checkpoint, 4, "Treatment", finetune_recipe(False, 4, 2), Wish(part="encoder", batch=2))
+        adapt(checkpoint, 4, "Control", finetune_recipe(True, 4, 2), Wish(part=None, batch=2))
         preprocess([4], "Treatment", (CONFIGURATION,), num_processes=(2,))
     return folders
 
@@ -69,9 +70,10 @@ def test_a_fresh_run_starts_from_the_pretrained_encoder_and_says_what_it_took(da
         assert torch.equal(state[f"decoder.{name}"], tensor)
     log = log_of(run)
     assert "encoder of checkpoint_final.pth (nnssl_mae, tiny, 3 epochs" in log
-    assert "adapted 1 of them to the input channels: encoder.stem.convs.0.conv.weight" in log
+    assert "loaded and adapted, 1 of " in log
+    assert "encoder.stem (1): " in log
     assert "left random" in log
-    assert "decoder.transpconvs (" in log
+    assert "decoder.transpconvs.0 (" in log
     assert run.enable_deep_supervision is False
 
 

@@ -11,6 +11,7 @@ from nnunetv2.run.run_training import maybe_load_checkpoint
 
 from nnssl_mae.checkpoints.read import read_checkpoint
 from nnssl_mae.downstream.adapt import adapt
+from nnssl_mae.downstream.wish import Wish
 from nnssl_mae.masking import hidden_voxels
 from nnssl_mae.plans import CONFIGURATION
 from nnssl_mae.recipes.finetuning import finetune_recipe
@@ -55,7 +56,7 @@ def test_a_preset_trains_adapts_and_fine_tunes(folders: Path, name: str) -> None
 
     checkpoint = read_checkpoint(Path(trainer.output_folder, "checkpoint_final.pth"))
     assert checkpoint.origin.method == name
-    result = adapt(checkpoint, 4, f"Tuned_{name}", finetune_recipe(False, 2, 2), "encoder", 2)
+    result = adapt(checkpoint, 4, f"Tuned_{name}", finetune_recipe(False, 2, 2), Wish("encoder", batch=2))
     if not (labelled / result.configuration["data_identifier"]).is_dir():
         preprocess([4], result.plans_name, (CONFIGURATION,), num_processes=(1,))
     tuned = make_trainer(nnUNetTrainerMAEFinetune, labelled, result.plans_name)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -14,8 +15,20 @@ from nnssl_mae.errors import UserError
 from nnssl_mae.plans import NETWORK_CLASSES
 from nnssl_mae.recipes.pretraining import MaskingRecipe, NetworkRecipe
 
+if TYPE_CHECKING:  # scans/ imports much, and trainers import this
+    from nnssl_mae.scans.preprocess import BeyondStock
+
 READERS = ("NibabelIOWithReorient", "NibabelIO", "SimpleITKIO")
-NORMALISATIONS = ("ZScoreNormalization", "RescaleTo01Normalization", "NoNormalization")
+CT_NORMALISATION = "CTNormalization"
+NORMALISATIONS = (
+    "ZScoreNormalization",
+    "RescaleTo01Normalization",
+    "NoNormalization",
+    "RGBTo01Normalization",
+    CT_NORMALISATION,
+)
+CT_INTENSITIES = "foreground_intensity_properties_per_channel"
+"""Key of nnU-Net's plans: what its CT normalisation clips at and scales by, for each channel."""
 RESAMPLERS = (
     "resample_data_or_seg_to_shape",
     "no_resampling_hack",
@@ -36,6 +49,16 @@ _DATA_KEYS = (
     "resampling_fn_mask_kwargs",
 )
 _OPERATORS = ("conv_op", "norm_op", "dropout_op", "nonlin")
+_DEPTHS = ("n_blocks_per_stage", "n_conv_per_stage", "n_conv_per_stage_decoder")
+# Far above every network that fits a machine: a description must not make us build what fills its memory.
+_LARGEST = {
+    "n_stages": 16,
+    "features_per_stage": 4096,
+    "kernel_sizes": 15,
+    "strides": 16,
+    **dict.fromkeys(_DEPTHS, 64),
+}
+_MOST_WEIGHTS = 10_000_000_000
 
 
 @dataclass(frozen=True)
@@ -83,6 +106,12 @@ class Origin:
         return {**asdict(self), "citations": list(self.citations)}
 
 
+def _all_stock() -> BeyondStock:
+    from nnssl_mae.scans.preprocess import BeyondStock
+
+    return BeyondStock()
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A pre-trained network and what is known about it.
@@ -101,6 +130,8 @@ class Checkpoint:
     plans: dict[str, Any]
     data: dict[str, Any]
     origin: Origin
+    beyond_stock: BeyondStock = field(default_factory=_all_stock)
+    """What was done to the scans before nnU-Net's own preprocessing; known also where nothing can be reconstructed."""
     reconstruction: ReconstructionInfo | None = None
     cannot_reconstruct: str = ""
     notes: tuple[str, ...] = ()
@@ -113,7 +144,7 @@ class Checkpoint:
 
 
 def nnunet_architecture(
-    name: str, kwargs: Mapping[str, Any], imported: Iterable[str] | None, path: Path
+    name: str, kwargs: Mapping[str, Any], imported: Iterable[str] | None, path: Path | str
 ) -> dict[str, Any]:
     """nnU-Net's form of an architecture; class names may only be torch's own, because nnU-Net imports them.
 
@@ -124,7 +155,7 @@ def nnunet_architecture(
         path: of the file, for the error.
 
     Raises:
-        UserError: an unknown network, or a class that is not of ``torch.nn``.
+        UserError: an unknown network, a class that is not of ``torch.nn``, or absurd sizes.
     """
     known = {path.rsplit(".", 1)[-1]: path for path in NETWORK_CLASSES.values()}
     if name not in known:
@@ -134,10 +165,34 @@ def nnunet_architecture(
     for key in keys:
         if kwargs[key] is not None and not _TORCH_CLASS.fullmatch(str(kwargs[key])):
             raise UserError(f"{path} names '{kwargs[key]}' as {key}, which is not a class of torch.nn; refused")
+    if str(kwargs.get("nonlin")).endswith(".PReLU"):
+        raise UserError(f"{path} holds a network with PReLU, whose weights have no fixed name; it cannot be used")
+    _check_sizes(kwargs, path)
     return {"network_class_name": known[name], "arch_kwargs": kwargs, "_kw_requires_import": keys}
 
 
-def check_preprocessing(plans: Mapping[str, Any], data: Mapping[str, Any], path: Path) -> None:
+def _check_sizes(kwargs: Mapping[str, Any], path: Path | str) -> None:
+    for key, largest in _LARGEST.items():
+        if any(not 1 <= number <= largest for number in _numbers(kwargs.get(key, 1))):
+            raise UserError(
+                f"{path} describes a network with {key} {str(kwargs[key])[:60]}; only numbers from 1 to {largest} are "
+                "possible, so the description is damaged"
+            )
+    width = max(_numbers(kwargs.get("features_per_stage", 1)), default=1)
+    kernel = max(_numbers(kwargs.get("kernel_sizes", 3)), default=3) ** 3
+    depth = max(sum(_numbers(kwargs.get(key, 1))) for key in _DEPTHS)
+    if width**2 * kernel * depth > _MOST_WEIGHTS:
+        raise UserError(f"{path} describes a network too large for any machine ({width} features); it is damaged")
+
+
+def _numbers(value: Any) -> list[int | float]:
+    """All numbers in nested lists."""
+    if isinstance(value, list | tuple):
+        return [number for item in value for number in _numbers(item)]
+    return [value] if isinstance(value, int | float) else []
+
+
+def check_preprocessing(plans: Mapping[str, Any], data: Mapping[str, Any], path: Path | str) -> None:
     """Refuses what is incomplete, and what nnU-Net would look up by name without knowing it, or elsewhere than meant.
 
     Raises:
@@ -145,12 +200,27 @@ def check_preprocessing(plans: Mapping[str, Any], data: Mapping[str, Any], path:
             resampling function.
     """
     _check_complete(plans, data, path)
+    _check_edges(data, path)
     _known("reader", [plans["image_reader_writer"]], READERS, path)
     _known("normalisation", data["normalization_schemes"], NORMALISATIONS, path)
     _known("resampling function", [data["resampling_fn_data"], data["resampling_fn_mask"]], RESAMPLERS, path)
+    if CT_NORMALISATION in data["normalization_schemes"] and not plans.get(CT_INTENSITIES):
+        raise UserError(
+            f"{path} was trained with the normalisation '{CT_NORMALISATION}' but does not hold the intensities that it "
+            "scales by, so it cannot be repeated; use a checkpoint that holds its plans"
+        )
 
 
-def _check_complete(plans: Mapping[str, Any], data: Mapping[str, Any], path: Path) -> None:
+def _check_edges(data: Mapping[str, Any], path: Path | str) -> None:
+    """Spacing and patch are three positive numbers; patches are whole."""
+    for key, kinds in (("spacing", (int, float)), ("patch_size", (int,))):
+        values = data[key]
+        numbers = isinstance(values, list | tuple) and all(type(value) in kinds for value in values)
+        if not numbers or len(values) != 3 or not all(0 < value < math.inf for value in values):
+            raise UserError(f"{path} has {key} {values!r}, which must be three numbers above zero; it is damaged")
+
+
+def _check_complete(plans: Mapping[str, Any], data: Mapping[str, Any], path: Path | str) -> None:
     missing = [key for key in _PLANS_KEYS if key not in plans] + [key for key in _DATA_KEYS if key not in data]
     wrong = [f"its plan has no {key}" for key in missing]
     wrong += [
@@ -174,7 +244,7 @@ def _is_axis_order(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(type(axis) is int for axis in value) and sorted(value) == [0, 1, 2]
 
 
-def _known(kind: str, names: Iterable[Any], known: Iterable[str], path: Path) -> None:
+def _known(kind: str, names: Iterable[Any], known: Iterable[str], path: Path | str) -> None:
     for name in names:
         if name not in known:
             raise UserError(

@@ -7,7 +7,6 @@ of that form.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,13 +20,15 @@ from nnssl_mae.checkpoints.describe import (
     check_preprocessing,
     nnunet_architecture,
 )
-from nnssl_mae.checkpoints.nnssl_s3d import s3d_parts, tied
+from nnssl_mae.checkpoints.locate import Source
+from nnssl_mae.checkpoints.names import has_skips, under_one_name, with_aliases
+from nnssl_mae.checkpoints.nnssl_s3d import s3d_parts
 from nnssl_mae.errors import UserError
-from nnssl_mae.files import read_json, sha256
+from nnssl_mae.files import sha256
 from nnssl_mae.recipes.pretraining import MaskingRecipe, NetworkRecipe
 
-_SIDE_FILE = "adaptation_plan.json"
-_NETWORKS = ("ResEncL", "ResidualEncoderUNet", "PlainConvUNet")
+_NETWORKS = ("ResEncL", "NoSkipResEncL", "ResidualEncoderUNet", "PlainConvUNet")
+_NAMED = ("ResEncL", "NoSkipResEncL")  # whose arguments are known from the name alone
 _DEFAULT_RESAMPLING = {
     "data": {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None},
     "mask": {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": None},
@@ -54,17 +55,11 @@ def resenc_l() -> dict[str, Any]:
     }
 
 
-def side_plan(path: Path) -> dict[str, Any] | None:
-    """The adaptation plan that lies beside a checkpoint, or None."""
-    file = path.with_name(_SIDE_FILE)
-    return read_json(file, "download it again") if file.is_file() else None
-
-
-def read_nnssl(content: Mapping[str, Any], plan: Mapping[str, Any], path: Path) -> Checkpoint:
+def read_nnssl(content: Mapping[str, Any], plan: Mapping[str, Any], source: Source) -> Checkpoint:
     """Describes a checkpoint of nnssl in our terms.
 
     Args:
-        content: what was loaded from ``path``; ``network_weights`` holds tensors.
+        content: what was loaded; ``network_weights`` holds tensors.
         plan: its adaptation plan, from the file or from beside it. Lists may be tuples, whole numbers may stand for
             floats, and ``key_to_lpe`` may be absent.
 
@@ -72,12 +67,12 @@ def read_nnssl(content: Mapping[str, Any], plan: Mapping[str, Any], path: Path) 
         UserError: a network or preprocessing that is not known here, or a plan with something missing.
     """
     try:
-        return _described(content, _plain(plan), path)
+        return _described(content, _plain(plan), source)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise UserError(f"{path} has a damaged adaptation plan ({error!r})") from error
+        raise UserError(f"{source} has a damaged adaptation plan ({error!r}); download or copy it again") from error
 
 
-def _described(content: Mapping[str, Any], plan: Mapping[str, Any], path: Path) -> Checkpoint:
+def _described(content: Mapping[str, Any], plan: Mapping[str, Any], source: Source) -> Checkpoint:
     notes: list[str] = []
     reconstruction_notes: list[str] = []
     pretraining = plan["pretrain_plan"]
@@ -85,33 +80,35 @@ def _described(content: Mapping[str, Any], plan: Mapping[str, Any], path: Path) 
     if "transpose_forward" in plans and "transpose_backward" not in plans:
         plans["transpose_backward"] = [plans["transpose_forward"].index(axis) for axis in range(3)]
     data = _data(_configuration(content, pretraining, notes), plan, plans, notes)
-    check_preprocessing(plans, data, path)
-    architecture = _architecture(plan["architecture_plans"], path)
-    weights, untied = tied(content["network_weights"])
+    check_preprocessing(plans, data, source.shown)
+    architecture = _architecture(plan["architecture_plans"], source.shown)
+    weights, untied = under_one_name(content["network_weights"])
     if untied:
         notes.append(
             f"{untied} tensors of the file are stored twice with different values, as S3D's are; the copies named "
             "'all_modules' are the trained ones and were taken."
         )
     reconstruction, reason, tokens = _reconstruction(content, architecture, untied > 0, reconstruction_notes)
+    if not has_skips(weights) and "decoder.stages.0.convs.0.conv.weight" in weights:
+        reconstruction, reason, tokens = None, "its decoder has no skip connections, in a form that is not known", {}
     trainer = str(content.get("trainer_name", "nnssl"))
     if reconstruction is not None and not reconstruction.released_s3d and "MAE" not in trainer.upper():
         reconstruction_notes.append(
             f"The trainer {trainer} may not be a masked autoencoder; then its reconstruction means nothing."
         )
     return Checkpoint(
-        weights={**weights, **tokens},
+        weights={**with_aliases(weights, architecture), **tokens},
         architecture=architecture,
         channels=int(plan["pretrain_num_input_channels"]),
         plans=plans,
         data=data,
         origin=Origin(
             format="nnssl",
-            label=path.name,
-            sha256=sha256(path),
+            label=source.label,
+            sha256=sha256(source.file),
             method=trainer,
             epochs=_whole_number(content.get("current_epoch")),
-            citations=tuple(map(str, content.get("citations", ()))),
+            citations=tuple(map(str, content.get("citations") or ())),
         ),
         reconstruction=reconstruction,
         cannot_reconstruct=reason,
@@ -131,13 +128,19 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _architecture(description: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    name = description["arch_class_name"]
+def _architecture(description: Mapping[str, Any], path: str) -> dict[str, Any]:
+    name = str(description["arch_class_name"])
+    if name.startswith("Primus"):
+        raise UserError(
+            f"{path} holds nnssl's transformer '{name}', which is not supported yet; take one of the networks "
+            f"{', '.join(_NETWORKS)}"
+        )
     if name not in _NETWORKS:
         raise UserError(f"{path} holds nnssl's network '{name}', which cannot be used; {', '.join(_NETWORKS)} can")
-    if name == "ResEncL":
-        return nnunet_architecture("ResidualEncoderUNet", description.get("arch_kwargs") or resenc_l(), None, path)
-    return nnunet_architecture(name, description["arch_kwargs"], description.get("arch_kwargs_requiring_import"), path)
+    kwargs = description.get("arch_kwargs")
+    if name in _NAMED:
+        return nnunet_architecture("ResidualEncoderUNet", kwargs or resenc_l(), None, path)
+    return nnunet_architecture(name, kwargs or {}, description.get("arch_kwargs_requiring_import"), path)
 
 
 def _configuration(content: Mapping[str, Any], pretraining: Mapping[str, Any], notes: list[str]) -> Mapping[str, Any]:

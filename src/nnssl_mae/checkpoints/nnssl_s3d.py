@@ -9,7 +9,7 @@ repeated here. The third is not: a picture of it would not show what the network
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,30 +19,8 @@ from nnssl_mae.networks.masked_norm import masked_instance_norm
 from nnssl_mae.networks.pretraining import PretrainingNetwork
 from nnssl_mae.networks.sparse import run_masked, visible_at
 
-_TWICE = re.compile(r"(.*)\.all_modules\.(\d+)\.(\w+)")
 _TOKEN = re.compile(r"(?:.*\.)?mask_tokens\.(\d+)")
 _DENSIFY = re.compile(r"(?:.*\.)?densify_projs\.(\d+)\.(weight|bias)")
-
-
-def tied(weights: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], int]:
-    """The same tensor under all names that nnU-Net has for it, and how many differed.
-
-    Every convolution block is stored as ``.conv``/``.norm`` and as ``.all_modules.N``, the encoder again below
-    ``decoder.encoder``. In S3D files only ``.all_modules`` of ``encoder`` is trained, so where two copies differ this
-    one is taken.
-    """
-    result, differing = dict(weights), 0
-    for name, tensor in weights.items():
-        match = _TWICE.fullmatch(name)
-        if match is None or name.startswith("decoder.encoder."):
-            continue
-        twin = f"{match[1]}.{'conv' if match[2] == '0' else 'norm'}.{match[3]}"
-        if twin in weights and not torch.equal(weights[twin], tensor):
-            result[twin] = tensor
-            differing += 1
-    for name in result:
-        result[name] = result.get(name.removeprefix("decoder."), result[name])
-    return result, differing
 
 
 def s3d_parts(spark: Any, widths: Sequence[int]) -> dict[str, torch.Tensor] | str:

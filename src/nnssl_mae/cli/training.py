@@ -1,10 +1,10 @@
-"""``pretrain``, ``adapt``, ``schedule``, ``preview``: from volumes to weights, and from weights to plans."""
+"""``pretrain``, ``schedule``, ``preview``: from volumes to weights, and what these have learnt."""
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -58,63 +58,6 @@ def pretrain(
     plans = PRETRAINING_PLANS if plans is None else plans
     check_prepared(folder, plans)
     run(name, plans, fold if fold == "all" else int(fold), device, resume)
-
-
-@app.command()
-def adapt(
-    checkpoint: Annotated[Path, typer.Argument(help="A pre-training checkpoint (checkpoint_final.pth).")],
-    dataset: Dataset,
-    name: Annotated[str | None, typer.Option("-n", "--name", help="Name of the plans to write.")] = None,
-    transfer: Annotated[str | None, typer.Option(help="'encoder' (default) or 'encoder+decoder'.")] = None,
-    from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="Write the matched control: same plans, no weights.")
-    ] = False,
-    schedule: Annotated[
-        str | None,
-        typer.Option(help="Fine-tuning recipe or YAML file; default 'warmup', with --from-scratch 'scratch'."),
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Fine-tuning epochs; default the recipe's.", min=1)] = None,
-    iterations: Annotated[int | None, typer.Option(help="Steps an epoch; default the recipe's.", min=1)] = None,
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", help="Change one value of the recipe: layer_decay=0.75. Repeatable.")
-    ] = None,
-    batch: Annotated[int, typer.Option(help="Patches a step.", min=1)] = 2,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace plans of this name.")] = False,
-) -> None:
-    """Fit a pre-trained network to a labelled nnU-Net dataset: writes plans and the weights to start from."""
-    from nnssl_mae.checkpoints.read import read_checkpoint
-    from nnssl_mae.downstream.adapt import adapt as run
-    from nnssl_mae.recipes.finetuning import load_finetune_recipe
-
-    if transfer not in (None, "encoder", "encoder+decoder"):
-        raise UserError(f"--transfer {transfer} is not possible; use 'encoder' or 'encoder+decoder'")
-    if from_scratch and transfer is not None:
-        raise UserError("--from-scratch and --transfer contradict each other; leave one out")
-    default_name = "nnsslMAEScratchPlans" if from_scratch else "nnsslMAEFinetunePlans"
-    if schedule is None:
-        schedule = "scratch" if from_scratch else "warmup"
-    recipe = load_finetune_recipe(schedule, epochs, iterations, changes or ())
-    if from_scratch and recipe.schedule == "frozen":
-        raise UserError("--from-scratch with a frozen encoder would train on random features; choose another schedule")
-    part: Any = None if from_scratch else (transfer or "encoder")
-    plans_name = default_name if name is None else name
-    result = run(read_checkpoint(checkpoint), dataset, plans_name, recipe, part, batch, overwrite)
-    _print_next_steps(Console(), dataset, result)
-
-
-def _print_next_steps(console: Console, dataset: int, result: Any) -> None:
-    from nnssl_mae.plans import CONFIGURATION
-
-    for warning in result.warnings:
-        console.print(f"Warning: {warning}", style="yellow", markup=False)
-    say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
-    say(f"Wrote {result.folder / result.plans_name}.json")
-    say("Next (add -device cpu without a GPU):")
-    if not (result.folder / result.configuration["data_identifier"]).is_dir():
-        say(f"  nnUNetv2_preprocess -d {dataset} -plans_name {result.plans_name} -c {CONFIGURATION} -np 4")
-    trainer = f"-tr nnUNetTrainerMAEFinetune -p {result.plans_name}"
-    say(f"  nnUNetv2_train {dataset} {CONFIGURATION} 0 {trainer}")
-    say(f"  nnUNetv2_predict -d {dataset} -i INPUT -o OUTPUT -c {CONFIGURATION} {trainer} -f 0")
 
 
 @app.command()

@@ -1,1 +1,1 @@
-"""Labelled datasets: plans for fine-tuning."""
+"""Labelled datasets: plans for fine-tuning from any checkpoint."""

@@ -83,6 +83,9 @@ class FinetuneRecipe(FrozenRecipe):
     """L2 penalty, decoupled with ``adamw``."""
     augmentation: Literal["full", "spatial"] = "full"
     """``full``: nnU-Net's own. ``spatial``: its rotation and scaling only; no mirroring, in prediction neither."""
+    deep_supervision: bool = False
+    """Whether coarser stages of the decoder learn from the labels too, as in nnU-Net. The published schedules train the
+    last head only."""
     patience: int | None = Field(None, ge=1)
     """Stop after so many epochs of the final decay without a new best of nnU-Net's moving average of the pseudo Dice;
     none never stops early."""

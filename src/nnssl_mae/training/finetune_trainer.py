@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, ImageOnlyTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
@@ -17,12 +16,12 @@ from torch import nn
 
 from nnssl_mae.checkpoints.transfer import load_into
 from nnssl_mae.errors import UserError
-from nnssl_mae.files import sha256
 from nnssl_mae.plans import read_block
 from nnssl_mae.recipes.finetuning import FinetuneRecipe
 from nnssl_mae.recipes.reading import parse
 from nnssl_mae.training.freezing import train_part
-from nnssl_mae.training.one_head_trainer import OneHeadTrainer
+from nnssl_mae.training.initialisation import describe_initialisation, read_tensors
+from nnssl_mae.training.one_head_trainer import OneHeadTrainer, resolved_configuration
 from nnssl_mae.training.schedules import (
     FinetuneSchedule,
     Phase,
@@ -33,6 +32,8 @@ from nnssl_mae.training.schedules import (
 )
 from nnssl_mae.training.state import bare_network, refuse_changed_plans, training_state, write_checkpoint
 
+_LEAST_STAGES = 3  # nnU-Net gives the coarsest head no weight; with two stages it would divide by zero
+
 
 class nnUNetTrainerMAEFinetune(OneHeadTrainer):
     """Stock nnU-Net training with a published fine-tuning schedule and, unless it is the control, given weights.
@@ -42,6 +43,7 @@ class nnUNetTrainerMAEFinetune(OneHeadTrainer):
     """
 
     network: nn.Module
+    way_out = ", or -tr nnUNetTrainer"
 
     # nnU-Net records the arguments by these names.
     def __init__(
@@ -53,18 +55,32 @@ class nnUNetTrainerMAEFinetune(OneHeadTrainer):
         device: torch.device = torch.device("cuda"),
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
-        block = read_block(self.configuration_manager.configuration, "finetune", self.plans_manager.plans_name)
-        self.recipe = parse(FinetuneRecipe, block["recipe"], source=f"in the plans {self.plans_manager.plans_name}")
-        self.initialisation: dict[str, Any] | None = block["initialisation"]
+        self.recipe, self.initialisation = _read_plans(self.configuration_manager.configuration, plans["plans_name"])
         self.initial_lr = self.recipe.peak_learning_rate
         self.weight_decay = self.recipe.weight_decay
         self.num_epochs = self.recipe.epochs
         self.num_iterations_per_epoch = self.recipe.iterations
         self.num_val_iterations_per_epoch = max(1, self.recipe.iterations // 5)  # 50 of 250, as stock
-        self.enable_deep_supervision = False
+        self.enable_deep_supervision = self.recipe.deep_supervision
         self._announced: Phase | None = None
         self._resumed = False
         self._initial_weights = torch.empty(0)  # -> initialize
+
+    def check_plans(self, plans: Mapping[str, Any], configuration: str) -> None:
+        """As the base class does, and refuses plans that are not for fine-tuning.
+
+        Raises:
+            UserError: see above, or deep supervision of a network with a single head that it could train.
+        """
+        super().check_plans(plans, configuration)
+        wanted = resolved_configuration(plans, configuration)
+        recipe, _ = _read_plans(wanted, plans["plans_name"])
+        stages = len(wanted["architecture"]["arch_kwargs"]["strides"])
+        if recipe.deep_supervision and stages < _LEAST_STAGES:
+            raise UserError(
+                f"Deep supervision needs a network of {_LEAST_STAGES} stages or more, and that of the plans "
+                f"'{plans['plans_name']}' has {stages}; write them again with --set deep_supervision=false"
+            )
 
     def initialize(self) -> None:
         """As stock; remembers the initial weights to notice when something else replaces them."""
@@ -172,19 +188,11 @@ class nnUNetTrainerMAEFinetune(OneHeadTrainer):
             self.print_to_log_file("Training from scratch: no weights are transferred.")
             return
         file = Path(self.preprocessed_dataset_folder_base, self.initialisation["file"])
-        report = load_into(bare_network(self.network), _read_tensors(file, self.initialisation["sha256"]))
-        origin = self.initialisation["origin"]
-        adapted = self.initialisation["adapted"]
-        self.print_to_log_file(
-            f"Pre-trained weights: {self.initialisation['transfer']} of {origin['label']} ({origin['format']}, "
-            f"{origin['method'] or 'unknown method'}, {origin['epochs'] or 'unknown'} epochs, "
-            f"SHA-256 {origin['sha256'][:12]})"
-        )
-        self.print_to_log_file(f"  loaded {len(report.loaded)} tensors: {_groups(report.loaded)}")
-        self.print_to_log_file(
-            f"  adapted {len(adapted)} of them to the input channels: {', '.join(adapted) or 'none'}"
-        )
-        self.print_to_log_file(f"  left random {len(report.random)} tensors: {_groups(report.random)}")
+        tensors, network = read_tensors(file, self.initialisation["sha256"]), bare_network(self.network)
+        load_into(network, tensors, self.initialisation["left_random"])
+        names = [name for name, _ in network.named_parameters()]
+        for line in describe_initialisation(self.initialisation, tensors, names):
+            self.print_to_log_file(line)
 
     def save_checkpoint(self, filename: str) -> None:
         """As stock, by rename, under the stock trainer's name: prediction needs no installation of ours."""
@@ -198,6 +206,13 @@ class nnUNetTrainerMAEFinetune(OneHeadTrainer):
         write_checkpoint(Path(filename), state)
 
 
+def _read_plans(configuration: Mapping[str, Any], plans_name: str) -> tuple[FinetuneRecipe, dict[str, Any] | None]:
+    """Recipe and initialisation from our block of a configuration; no initialisation is the control."""
+    block = read_block(configuration, "finetune", plans_name)
+    recipe = parse(FinetuneRecipe, block["recipe"], source=f"in the plans {plans_name}")
+    return recipe, block["initialisation"]
+
+
 def without_intensity(transforms: ComposeTransforms) -> ComposeTransforms:
     """nnU-Net's training transforms but those that change the intensities of the image."""
     return ComposeTransforms([each for each in transforms.transforms if not _changes_intensity(each)])
@@ -209,32 +224,6 @@ def _changes_intensity(transform: BasicTransform) -> bool:
     return isinstance(inner, ImageOnlyTransform) and ".transforms.nnunet." not in type(inner).__module__
 
 
-def _read_tensors(file: Path, digest: str) -> dict[str, torch.Tensor]:
-    """The tensors that ``adapt`` laid beside the plans.
-
-    Raises:
-        UserError: the file is missing, was changed, or cannot be read.
-    """
-    if not file.is_file():
-        raise UserError(f"{file} is missing; it belongs to these plans: copy it along, or run `nnssl-mae adapt` again")
-    if sha256(file) != digest:
-        raise UserError(f"{file} is not the file these plans were written with; run `nnssl-mae adapt` again")
-    try:
-        return dict(safetensors.torch.load_file(file, device="cpu"))
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{file} cannot be read: {error}; run `nnssl-mae adapt` again") from error
-
-
 def _summary(network: nn.Module) -> torch.Tensor:
     """One number a tensor; changes when any weight is replaced."""
     return torch.stack([p.detach().double().abs().sum().cpu() for p in bare_network(network).parameters()])
-
-
-def _groups(names: tuple[str, ...]) -> str:
-    """``encoder.stages.0 (8), ...``: tensors counted by the module they belong to."""
-    counts: dict[str, int] = {}
-    for name in names:
-        parts = name.split(".")
-        group = ".".join(parts[:3] if parts[1] == "stages" else parts[:2])
-        counts[group] = counts.get(group, 0) + 1
-    return ", ".join(f"{group} ({count})" for group, count in counts.items()) or "none"

@@ -1,12 +1,24 @@
-"""What both trainers change in the stock one: a single head (no deep supervision), and runs that can end early."""
+"""What both trainers change in the stock one: one head unless told otherwise, runs that can end early, refusals."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnssl_mae.errors import UserError
 from nnssl_mae.networks.heads import freeze_unused_heads
+from nnssl_mae.plans import CONFIGURATION
+from nnssl_mae.training.sentences import show_user_errors_as_sentences
+
+
+def resolved_configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A configuration of plans with what it inherits from others."""
+    return dict(PlansManager(dict(plans)).get_configuration(name).configuration)
 
 
 class _StoppedEarly(Exception):
@@ -14,7 +26,48 @@ class _StoppedEarly(Exception):
 
 
 class OneHeadTrainer(nnUNetTrainer):
-    """Stock nnU-Net training of the stock network without deep supervision; subclasses switch it off."""
+    """Stock nnU-Net training of the stock network; subclasses say whether with deep supervision."""
+
+    way_out = ""
+    """What else a user can do whose configuration is refused, for the end of the sentence."""
+
+    # nnU-Net records the arguments by these names.
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),
+    ) -> None:
+        show_user_errors_as_sentences()
+        self.check_plans(plans, configuration)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+
+    def check_plans(self, plans: Mapping[str, Any], configuration: str) -> None:
+        """Refuses what this trainer cannot train, before anything is written.
+
+        Raises:
+            UserError: the configuration is 2D or the second stage of a cascade, or the plans have none of this name.
+        """
+        known = plans["configurations"]
+        planned = configuration in known
+        wanted = resolved_configuration(plans, configuration) if planned else {}
+        # Our plans hold neither nnU-Net's 2D configuration nor its cascade, so their names are looked at too.
+        is_2d = len(wanted["patch_size"]) == 2 if planned else configuration == "2d"
+        is_cascade = wanted.get("previous_stage") is not None if planned else "cascade" in configuration
+        if is_2d:
+            problem = f"{configuration} is a 2D configuration, and the pre-trained networks are 3D"
+        elif is_cascade:
+            problem = f"{configuration} is a stage of a cascade, which takes labels as input; pre-training had none"
+        elif not planned:
+            problem = (
+                f"The plans '{plans['plans_name']}' hold no configuration {configuration}, only {', '.join(known)}"
+            )
+        else:
+            return
+        instead = CONFIGURATION if CONFIGURATION in known else f"{CONFIGURATION} and plans that nnssl-mae wrote"
+        raise UserError(f"{problem}; use {instead}{self.way_out}")
 
     def stop_early(self) -> bool:
         """Whether the run should end now; asked before every epoch but the first, in every process.
@@ -49,11 +102,11 @@ class OneHeadTrainer(nnUNetTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = False,
     ) -> nn.Module:
-        """The stock network, of whose heads only the last gets gradients."""
+        """The stock network; without deep supervision only the last of its heads gets gradients."""
         network = nnUNetTrainer.build_network_architecture(
             plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
         )
-        return freeze_unused_heads(network)
+        return network if enable_deep_supervision else freeze_unused_heads(network)
 
     def plot_network_architecture(self) -> None:
         """Nothing: stock needs a package that no longer works and prints an error instead."""

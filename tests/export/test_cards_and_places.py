@@ -1,0 +1,232 @@
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from nnssl_mae.checkpoints.names import under_one_name
+from nnssl_mae.checkpoints.read import read_checkpoint
+from nnssl_mae.errors import UserError
+from nnssl_mae.export.model_card import bibtex
+from nnssl_mae.recipes.reading import parse_recipe
+from tests.export.written import export, own, own_amaes_unet, recipe
+
+FORMS = ["safetensors", "nnssl", "nnunet"]
+
+
+def header(folder: Path) -> dict:
+    card = (folder / "README.md").read_text()
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_the_header_is_what_the_hub_reads(tmp_path: Path) -> None:
+    own(tmp_path)
+    export(tmp_path, tmp_path / "open", "safetensors", licence="CC-BY-4.0")
+    assert header(tmp_path / "open") == {
+        "license": "cc-by-4.0",
+        "library_name": "nnssl_mae",
+        "pipeline_tag": "image-feature-extraction",
+        "tags": ["medical-imaging", "3d", "nnU-Net", "self-supervised-learning", "pre-training"],
+    }
+    export(tmp_path, tmp_path / "own", "safetensors", licence="our clinic's: ask us")
+    assert header(tmp_path / "own")["license"] == "other"
+    assert header(tmp_path / "own")["license_name"] == "our clinic's: ask us"
+
+
+def test_no_licence_is_said_and_not_made_up(tmp_path: Path) -> None:
+    own(tmp_path)
+    assert "--licence" in export(tmp_path, tmp_path / "out", "safetensors")
+    assert "license" not in header(tmp_path / "out")
+    assert "Of these weights: not stated." in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_card_says_what_is_known(tmp_path: Path) -> None:
+    path = own(tmp_path, "amaes")
+    export(path, tmp_path / "out", "safetensors", name="Heads", data="40 heads | two clinics.")
+    card = (tmp_path / "out" / "README.md").read_text()
+    weights, _ = under_one_name(read_checkpoint(path).weights)
+    assert f"| parameters | {sum(tensor.numel() for tensor in weights.values()):,} (" in card
+    for words in (
+        "# Heads",
+        "40 heads | two clinics.",
+        "| voxel spacing [mm] | 5.0, 4.0, 6.0 |",
+        "RAS",
+        "cannot repeat when it fine-tunes and predicts:** intensities clipped from above at percentile 99",
+        "| epochs done | 1 |",
+        "| optimiser steps | 250 |",
+        "| hours in epochs | 1.0 |",
+        "| hardware | not stated |",
+        "| validation loss | 0.25 |",
+        "| PSNR [dB] | 21.5 |",
+        "eprint = {2412.17041}",
+        "nnssl-mae adapt THIS_FOLDER",
+    ):
+        assert words in card
+
+
+def test_the_recipe_in_the_card_is_the_recipe(tmp_path: Path) -> None:
+    own(tmp_path, "s3d")
+    export(tmp_path, tmp_path / "out", "nnssl")
+    text = re.search(r"```yaml\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)
+    assert text is not None
+    assert parse_recipe(yaml.safe_load(text[1]), "card") == recipe("s3d")
+
+
+def test_citations_become_bibtex() -> None:
+    assert bibtex("Wald et al. 2025, An OpenMind for 3D, with commas, arXiv:2412.17041") == (
+        "@misc{wald2025openmind,\n  author = {Wald and others},\n  title = {An OpenMind for 3D, with commas},\n"
+        "  year = {2025},\n  eprint = {2412.17041},\n  archivePrefix = {arXiv}\n}"
+    )
+    assert bibtex("Isensee et al. 2021, nnU-Net, Nature Methods 18, 203-211") == (
+        "@misc{isensee2021nature,\n  note = {Isensee et al. 2021, nnU-Net, Nature Methods 18, 203-211}\n}"
+    )
+    assert bibtex(" @article{a, title={b}}\n") == "@article{a, title={b}}"
+    assert bibtex("somebody, some day").startswith("@misc{citation,")
+
+
+# ---------------------------------------------------------------------- places
+
+
+def left_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_there_stays_unless_told_otherwise(form, tmp_path: Path) -> None:
+    path = own(tmp_path)
+    export(path, tmp_path / "out", form, data="first")
+    before = (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(UserError, match="exists; choose another name, or pass --overwrite"):
+        export(path, tmp_path / "out", form, data="second")
+    assert (tmp_path / "out" / "README.md").read_text() == before
+    export(path, tmp_path / "out", form, data="second", overwrite=True)
+    assert "second" in (tmp_path / "out" / "README.md").read_text()
+    assert left_in(tmp_path) == ["checkpoint_final.pth", "out"]
+
+
+def test_overwrite_never_deletes_what_is_no_export(tmp_path: Path) -> None:
+    path = own(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years")
+    with pytest.raises(UserError, match=r"thesis\.tex"):
+        export(path, tmp_path / "out", "nnssl", overwrite=True)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="is a file"):
+        export(path, tmp_path / "file", "nnssl", overwrite=True)
+    assert (tmp_path / "file").read_text() == "mine"
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "years"
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="exists"):
+        export(path, tmp_path / "link", "nnssl")
+
+
+def test_an_export_is_never_written_over_what_it_is_read_from(tmp_path: Path) -> None:
+    own(tmp_path)
+    export(tmp_path, tmp_path / "out", "nnssl")
+    with pytest.raises(UserError, match="is read from"):
+        export(tmp_path / "out", tmp_path / "out", "nnssl", overwrite=True)
+
+
+def test_a_place_that_cannot_be_written_to_gets_a_sentence(tmp_path: Path) -> None:
+    path = own(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="cannot be written"):
+        export(path, tmp_path / "file" / "out", "safetensors")
+    assert left_in(tmp_path) == ["checkpoint_final.pth", "file"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_full_disk_leaves_nothing(form, tmp_path: Path) -> None:
+    import resource
+
+    path = own(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(UserError, match="cannot be written"):
+            export(path, tmp_path / "out", form)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert left_in(tmp_path) == ["checkpoint_final.pth"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_others_may_read_what_was_written(form, tmp_path: Path) -> None:
+    path = own(tmp_path)
+    before = os.umask(0o022)
+    try:
+        export(path, tmp_path / "out", form)
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "out").iterdir()} == {0o644}
+
+
+# ---------------------------------------------------------------------- refusals
+
+
+def test_only_a_fine_tuned_model_becomes_a_zip(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="leave the ending out"):
+        export(own(tmp_path), tmp_path / "out.zip", "nnunet")
+
+
+def test_stock_nnunet_needs_a_whole_u_net(tmp_path: Path) -> None:
+    own(tmp_path, "amaes")
+    with pytest.raises(UserError, match=r"decoder without skip connections.*`nnssl-mae adapt`"):
+        export(tmp_path, tmp_path / "out", "nnunet")
+
+
+@pytest.mark.parametrize("form", ["nnssl", "nnunet"])
+def test_a_network_that_others_do_not_know_is_refused(form, tmp_path: Path) -> None:
+    path = own_amaes_unet(tmp_path)
+    with pytest.raises(UserError, match=r"max pooling.*--format safetensors"):
+        export(path, tmp_path / "out", form)
+
+
+def test_weights_without_their_preprocessing_are_refused(tmp_path: Path) -> None:
+    weights = torch.load(own(tmp_path), weights_only=True)["network_weights"]
+    torch.save(weights, tmp_path / "bare.pth")
+    with pytest.raises(UserError, match="does not say how its scans were preprocessed"):
+        export(tmp_path / "bare.pth", tmp_path / "out", "safetensors")
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    path = own(tmp_path)
+    content = torch.load(path, weights_only=True)
+    content["network_weights"]["encoder.stem.convs.0.conv.weight"][0] = torch.nan
+    torch.save(content, path)
+    with pytest.raises(UserError, match="nan or infinite"):
+        export(path, tmp_path / "out", "safetensors")
+
+
+@pytest.mark.parametrize(
+    ("wish", "sentence"),
+    [
+        ({"name": "two\nlines"}, "--name"),
+        ({"licence": " "}, "--licence"),
+        ({"preview": Path("/no/such.png")}, "--preview"),
+    ],
+)
+def test_impossible_wishes(wish, sentence: str, tmp_path: Path) -> None:
+    path = own(tmp_path)
+    with pytest.raises(UserError, match=sentence):
+        export(path, tmp_path / "out", "safetensors", **wish)
+
+
+def test_a_preview_that_is_no_picture(tmp_path: Path) -> None:
+    path = own(tmp_path)
+    (tmp_path / "x.png").write_text("no picture")
+    with pytest.raises(UserError, match="no picture"):
+        export(path, tmp_path / "out", "safetensors", preview=tmp_path / "x.png")
+
+
+def test_the_folder_of_a_pre_training_names_the_folder_to_give(tmp_path: Path) -> None:
+    (tmp_path / "fold_all").mkdir()
+    own(tmp_path / "fold_all")
+    (tmp_path / "dataset.json").write_text("{}")
+    (tmp_path / "plans.json").write_text('{"configurations": {"x": {"nnssl_mae": {"kind": "pretrain"}}}}')
+    with pytest.raises(UserError, match="fold_all"):
+        export(tmp_path, tmp_path / "out", "safetensors")
+    export(tmp_path / "fold_all", tmp_path / "out", "safetensors")
+    assert (tmp_path / "out" / "model.safetensors").is_file()
