@@ -101,7 +101,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); {remedy}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object; {remedy}")

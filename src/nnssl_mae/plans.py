@@ -18,7 +18,8 @@ from nnssl_mae.files import read_json, short_hash
 from nnssl_mae.recipes.pretraining import NetworkRecipe
 
 PLANS_BLOCK = "nnssl_mae"
-PLANS_SCHEMA = 2
+PLANS_SCHEMA = 3
+_FIRST_WITH_ORIGIN = 3  # before, plans did not tell what of a network stays random
 CONFIGURATION = "3d_fullres_mae"
 PRETRAINING_PLANS = "nnsslMAEPlans"
 STOCK_PLANS = ("nnUNetResEncUNetLPlans", "nnUNetResEncUNetMPlans", "nnUNetResEncUNetXLPlans", "nnUNetPlans")
@@ -109,6 +110,8 @@ def read_block(configuration: Mapping[str, Any], kind: str, plans_name: str) -> 
         )
     if block.get("schema", 0) > PLANS_SCHEMA:
         raise UserError(f"The plans '{plans_name}' were written by a newer nnssl_mae; pip install -U nnssl_mae")
+    if kind == "finetune" and block.get("schema", 0) < _FIRST_WITH_ORIGIN and block.get("initialisation"):
+        raise UserError(f"The plans '{plans_name}' were written by an older nnssl_mae; run `{command}` again")
     return block
 
 

@@ -17,7 +17,7 @@ from nnssl_mae.checkpoints.transfer import load_into, transfer
 from nnssl_mae.errors import UserError
 from nnssl_mae.evaluation.reconstruct import load_network
 from nnssl_mae.masking import hide
-from nnssl_mae.networks.planned import planned_network
+from nnssl_mae.networks.planned import network_shape, planned_network
 from tests.checkpoints.files import (
     KWARGS,
     PLAIN_KWARGS,
@@ -86,13 +86,47 @@ def test_the_published_network_has_its_published_size() -> None:
     assert "encoder.stages.1.blocks.0.skip.1.conv.bias" not in state
 
 
-def test_resencl_by_name_is_described_as_the_published_network(tmp_path: Path) -> None:
-    write_nnssl(tmp_path / "x.pth", adaptation_plan(architecture_plans={"arch_class_name": "ResEncL"}))
+def published_weights(width: int = 32) -> dict[str, torch.Tensor]:
+    """Names and shapes of ResEncL's file; all values are one zero, so that the file is small."""
+    kwargs = resenc_l() | {"features_per_stage": [width * n for n in (1, 2, 4, 8, 10, 10)]}
+    shape = network_shape(nnunet_architecture("ResidualEncoderUNet", kwargs, None, "x"), 1, 1)
+    zero = torch.zeros(1)
+    return {name: zero.expand(tensor.shape) for name, tensor in shape.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", ["ResEncL", "NoSkipResEncL"])
+def test_the_published_network_by_name_alone(tmp_path: Path, name: str) -> None:
+    plan = adaptation_plan(architecture_plans={"arch_class_name": name, "arch_kwargs": None})
+    write_nnssl(tmp_path / "x.pth", plan, network_weights=published_weights())
     checkpoint = read_checkpoint(tmp_path / "x.pth")
     assert checkpoint.architecture["arch_kwargs"] == resenc_l()
-    # Its weights are of another network here.
-    with pytest.raises(UserError, match=r"x\.pth cannot reconstruct: \d+ tensors are missing"):
-        load_network(checkpoint, tmp_path / "x.pth")
+    assert len(checkpoint.weights) == 956
+
+
+def test_weights_of_another_network_than_the_plan_describes_are_refused(tmp_path: Path) -> None:
+    """A plan that lies beside the wrong file, or the weights of another width."""
+    plan = adaptation_plan(architecture_plans={"arch_class_name": "ResEncL"})
+    write_nnssl(tmp_path / "x.pth", plan)
+    with pytest.raises(UserError, match=r"does not hold the encoder that it describes .* is missing.*of another check"):
+        read_checkpoint(tmp_path / "x.pth")
+    write_nnssl(tmp_path / "x.pth", plan, network_weights=published_weights(16))
+    with pytest.raises(UserError, match=r"weight is \(16, 1, 3, 3, 3\) and should be \(32, 1, 3, 3, 3\)"):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+def test_a_description_that_makes_no_network_names_the_file(tmp_path: Path) -> None:
+    kwargs = {key: value for key, value in KWARGS.items() if key != "strides"}
+    described = {"arch_class_name": "ResidualEncoderUNet", "arch_kwargs": kwargs}
+    write_nnssl(tmp_path / "x.pth", adaptation_plan(architecture_plans=described))
+    with pytest.raises(UserError, match=r"x\.pth: .*describes a network that cannot be built"):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("junk", [torch.zeros(2), {1, 2}])
+def test_a_description_holds_plain_values_only(tmp_path: Path, junk: object) -> None:
+    write_nnssl(tmp_path / "x.pth", with_configuration(adaptation_plan(), use_mask_for_norm=junk))
+    with pytest.raises(UserError, match=r"x\.pth has a damaged description .*where plain values should be"):
+        read_checkpoint(tmp_path / "x.pth")
 
 
 def test_patch_and_spacing_in_all_their_places(tmp_path: Path) -> None:
@@ -240,11 +274,6 @@ def test_of_a_network_trained_without_skip_connections_the_encoder_can_be_used(t
     assert len(tensors) == sum(name.startswith("encoder.") for name, _ in network.named_parameters())
     with pytest.raises(UserError, match="without skip connections"):
         transfer(checkpoint, checkpoint.architecture, 1, "encoder+decoder")
-
-
-def test_the_published_network_without_skip_connections_by_name(tmp_path: Path) -> None:
-    write_nnssl(tmp_path / "x.pth", adaptation_plan(architecture_plans={"arch_class_name": "NoSkipResEncL"}))
-    assert read_checkpoint(tmp_path / "x.pth").architecture["arch_kwargs"] == resenc_l()
 
 
 def test_a_plan_of_another_checkpoint_is_noticed(tmp_path: Path) -> None:

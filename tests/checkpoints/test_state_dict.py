@@ -149,7 +149,7 @@ def _with(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         (lambda: _without("encoder."), "holds weights of a network that is not known here"),
         (lambda: _without(".norm.", ".all_modules.1."), "the encoder of one of nnU-Net's networks"),
         (lambda: {"transformer.block.0.attention.weight": torch.zeros(3)}, "of a network that is not known here"),
-        (lambda: _with("encoder.stages.0.squeeze_excitation.fc1.weight", torch.zeros(1)), "fc1.weight is unknown"),
+        (lambda: _with("encoder.stages.0.squeeze_excitation.fc1.weight", torch.zeros(1)), "fc1.weight has no place"),
         (_two_networks, "under different prefixes, of two networks"),
         (lambda: {"state_dict": {}}, "no weights that are known here"),
         (lambda: {"epoch": 3}, r"no weights that are known here \(it has epoch\)"),

@@ -191,3 +191,57 @@ def test_plans_are_plain_json(make: Make) -> None:
     for mode in ("like-pretrained", "native", "dataset"):
         plans = planned(made_checkpoint(), mode=mode, gpu_memory=8).plans
         assert json.loads(json.dumps(plans)) == json.loads(json.dumps(plans, default=str))
+
+
+def test_labels_are_resampled_as_nnunet_does_whatever_the_checkpoint_says(make: Make) -> None:
+    folder = make()
+    stock = json.loads((folder / "nnUNetResEncUNetLPlans.json").read_text())["configurations"]["3d_fullres"]
+    for kwargs in ({}, {"is_seg": False, "order": 3}):
+        found = planned(made_checkpoint(resampling_fn_mask_kwargs=kwargs)).configuration
+        assert found["resampling_fn_seg"] == stock["resampling_fn_seg"]
+        assert found["resampling_fn_seg_kwargs"] == stock["resampling_fn_seg_kwargs"]
+        assert found["resampling_fn_seg_kwargs"]["is_seg"] is True
+
+
+def test_data_clipped_by_other_numbers_lie_in_another_folder(make: Make) -> None:
+    folder = make(Made(channels=("CT",)))
+    before = planned(made_checkpoint(), normalisation="dataset").configuration["data_identifier"]
+    carried = planned(made_checkpoint()).configuration["data_identifier"]
+    plans = json.loads((folder / "nnUNetResEncUNetLPlans.json").read_text())
+    plans["foreground_intensity_properties_per_channel"]["0"]["mean"] += 1  # planned again with more cases
+    (folder / "nnUNetResEncUNetLPlans.json").write_text(json.dumps(plans))
+    assert planned(made_checkpoint(), normalisation="dataset").configuration["data_identifier"] != before
+    assert planned(made_checkpoint()).configuration["data_identifier"] == carried  # z-scores need no such numbers
+
+
+@pytest.mark.parametrize("change", [{"mean": float("nan")}, {"std": 0.0}, {"percentile_99_5": -2000.0}])
+def test_ct_numbers_that_cannot_scale_are_refused_but_not_where_they_are_not_used(make: Make, change: dict) -> None:
+    make(Made(channels=("CT",)))
+    checkpoint = made_checkpoint(normalization_schemes=["CTNormalization"])
+    impossible = {"0": {**CT_INTENSITIES, **change}}
+    plans = {**checkpoint.plans, "foreground_intensity_properties_per_channel": impossible}
+    checkpoint = replace(checkpoint, plans=plans)
+    with pytest.raises(UserError, match="--normalisation dataset"):
+        planned(checkpoint)
+    assert ways(planned(checkpoint, normalisation="dataset")) == [("CTNormalization", False)]
+
+
+def test_a_channel_that_shall_not_be_normalised_is_warned_of(make: Make) -> None:
+    make(Made(channels=("noNorm", "T1")))
+    warnings = " ".join(planned(made_checkpoint()).warnings)
+    assert "noNorm with ZScoreNormalization and not with NoNormalization" in warnings and "T1" not in warnings
+
+
+def test_fewer_schemes_than_channels_give_a_sentence(make: Make) -> None:
+    make(Made(channels=("T1", "T2")))
+    schemes = ["ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization"]
+    checkpoint = made_checkpoint(channels=4, normalization_schemes=schemes, use_mask_for_norm=[False] * 3)
+    with pytest.raises(UserError, match="3 values of normalisation for 4 channels"):
+        planned(checkpoint, channel_map=(3, 0))
+    assert planned(checkpoint, channel_map=(3, 0), normalisation="dataset").report is not None
+
+
+def test_files_stored_in_different_ways_are_warned_of_where_they_are_read_as_stored(make: Make) -> None:
+    make(Made(stored=("LPS", "RAS")))
+    assert "(2 LPS, 2 RAS)" in " ".join(planned(made_checkpoint(reader="SimpleITKIO")).warnings)
+    assert "LPS" not in " ".join(planned(made_checkpoint()).warnings)  # all are turned to RAS

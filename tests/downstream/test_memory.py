@@ -102,11 +102,16 @@ def test_the_batch_is_two_and_grows_only_when_asked_to_fill_a_gpu(make: Make) ->
     assert "a patch of 32x32x32 and a batch of 7" in filled.gpu_memory_how
 
 
-def test_a_batch_shows_at_most_a_twentieth_of_the_dataset(make: Make) -> None:
+@pytest.mark.parametrize(("backbone", "share"), [("resenc", 1.0), ("plain", 0.05)])
+def test_a_batch_shows_at_most_the_share_of_the_dataset_that_nnunets_planner_allows(
+    make: Make, backbone, share
+) -> None:
     make()  # 4 cases of 48^3 voxels: 5 % are 0.7 patches of 32^3
-    assert planned(made_checkpoint(), gpu_memory=80).configuration["batch_size"] == 2
-    make_large = planned(made_checkpoint(), gpu_memory=80, patch=(8, 8, 8))
-    assert make_large.configuration["batch_size"] == round(4 * 48**3 * 0.05 / 8**3)
+    network = architecture(backbone)
+    usual = planned(made_checkpoint(network), gpu_memory=800).configuration["batch_size"]
+    assert usual == max(2, round(4 * 48**3 * share / 32**3))
+    small = planned(made_checkpoint(network), gpu_memory=800, patch=(8, 8, 8)).configuration["batch_size"]
+    assert small == round(4 * 48**3 * share / 8**3)
 
 
 def test_the_patch_shrinks_where_a_batch_of_two_does_not_fit(make: Make) -> None:

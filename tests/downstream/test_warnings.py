@@ -54,7 +54,17 @@ def test_features_of_another_scale(make: Make, mode: str, edge: float, other: bo
 def test_a_checkpoint_without_resampling_has_no_scale_to_compare_with(make: Make) -> None:
     make()
     checkpoint = made_checkpoint(spacing=[1.0, 1.0, 1.0], resampling_fn_data="no_resampling_hack")
-    assert planned(checkpoint).warnings == planned(checkpoint, mode="dataset").warnings == ()
+    assert planned(checkpoint).warnings == ()
+    assert "at another scale" not in " ".join(planned(checkpoint, mode="dataset").warnings)
+
+
+def test_weights_that_mostly_stay_random_are_warned_of(make: Make) -> None:
+    make(Made(shape=(96, 96, 96)))  # nnU-Net plans more stages than the checkpoint has
+    found = planned(made_checkpoint(), mode="dataset")
+    share = found.report.share_taken("encoder")
+    assert share < 0.5
+    assert f"Only {share:.0%} of the weights of the encoder" in " ".join(found.warnings)
+    assert "Only" not in " ".join(planned(made_checkpoint()).warnings)
 
 
 def test_thick_slices_and_a_network_that_knows_none(make: Make) -> None:

@@ -25,6 +25,7 @@ from tests.end_to_end.shell import Shell, bare_python
 from tests.tiny_scans import tiny_scan
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.soak]
+_EPOCHS = 6
 _MODEL = "3d_fullres_mae"
 _TRAINER = ("-tr", "nnUNetTrainerMAEFinetune")
 _PREDICT = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point; predict_entry_point()"
@@ -69,13 +70,13 @@ def write_dataset(folder: Path, channels: int, slices: int, labels: dict[str, ob
 
 
 def nnssl_mae_file(folder: Path) -> Path:
-    plan = files.with_configuration(files.adaptation_plan(), spacing=(4, 4, 4))
+    plan = files.with_configuration(files.adaptation_plan(), spacing_style="median", spacing=(4, 4, 4))
     files.write_nnssl(folder / "checkpoint_final.pth", plan)
     return folder / "checkpoint_final.pth"
 
 
 def nnssl_s3d_folder(folder: Path) -> Path:
-    plan = files.with_configuration(files.adaptation_plan(), spacing=(4, 4, 4))
+    plan = files.with_configuration(files.adaptation_plan(), spacing_style="median", spacing=(4, 4, 4))
     files.write_s3d(folder / "checkpoint_final.pth", plan)
     return folder
 
@@ -105,27 +106,35 @@ class Origin:
 
     write: Callable[[Path], Path]
     dataset: str
-    options: tuple[object, ...]
+    fitting: tuple[object, ...]
+    """Options of ``inspect`` and ``adapt``."""
+    recipe: tuple[object, ...]
+    """Options of ``adapt`` only."""
     says: str
     """In the log, of where the weights come from."""
+    adapted: str = "none"
+    """In the log, of what was adapted and how."""
     needs_us: bool = False
     """To predict."""
 
 
 ORIGINS = {
     "nnssl": Origin(nnssl_mae_file, "Dataset006_Ignore",
-                    ("--transfer", "encoder+decoder", "--set", "deep_supervision=true"),
+                    ("--transfer", "encoder+decoder"), ("--set", "deep_supervision=true"),
                     "encoder+decoder of checkpoint_final.pth (nnssl, "),
-    "s3d": Origin(nnssl_s3d_folder, "Dataset006_Ignore", ("--schedule", "sawtooth"),
+    "s3d": Origin(nnssl_s3d_folder, "Dataset006_Ignore", (), ("--schedule", "sawtooth"),
                   "encoder of checkpoint_final.pth (nnssl, "),
     "amaes": Origin(amaes_file, "Dataset006_Ignore",
-                    ("--mode", "dataset", "--patch", 32, 32, 32, "--schedule", "amaes_finetuning"),
+                    ("--mode", "dataset", "--patch", 32, 32, 32), ("--schedule", "amaes_finetuning"),
                     "encoder of amaes.ckpt (AMAES, ", needs_us=True),
     "nnunet": Origin(nnunet_file, "Dataset007_Regions",
-                     ("--mode", "dataset", "--normalisation", "dataset", "--orientation", "asis"),
-                     "encoder of checkpoint_final.pth (nnU-Net, "),
-    "safetensors": Origin(own_safetensors, "Dataset007_Regions", ("--mode", "native", "--channel-map", "0 -"),
-                          "encoder of model.safetensors (nnssl_mae, "),
+                     ("--mode", "dataset", "--normalisation", "dataset"), (),
+                     "encoder of checkpoint_final.pth (nnU-Net, ",
+                     "1 input channel to 2: repeated and divided by 2; kernel 3x3x3 to 3x1x3: outer taps added"),
+    "safetensors": Origin(own_safetensors, "Dataset007_Regions",
+                          ("--mode", "native", "--channel-map", "0 -"), ("--set", "layer_decay=0.5"),
+                          "encoder of model.safetensors (nnssl_mae, ",
+                          "encoder.stem (1): input channels by the map 0 -"),
 }  # fmt: skip
 
 
@@ -150,19 +159,19 @@ def test_a_checkpoint_becomes_a_model(shell: Shell, without_us: Path, name: str,
     origin, plans = ORIGINS[name], f"From-{name}"
     number = int(origin.dataset[7:10])
     checkpoint = origin.write(tmp_path)
-    out = shell("nnssl-mae", "adapt", checkpoint, "-d", number, "-n", plans, *origin.options, "--epochs", 20,
-                "--iterations", 1, "--batch", 2)  # fmt: skip
+    out = shell("nnssl-mae", "adapt", checkpoint, "-d", number, "-n", plans, *origin.fitting, *origin.recipe,
+                "--epochs", _EPOCHS, "--iterations", 1, "--batch", 2)  # fmt: skip
     assert "tensors start from the checkpoint" in out
-    assert checkpoint.name in shell("nnssl-mae", "inspect", checkpoint, "-d", number, "--mode", "dataset")
+    assert "encoder.stages.0" in shell("nnssl-mae", "inspect", checkpoint, "-d", number, *origin.fitting)
     shell("nnUNetv2_preprocess", "-d", number, "-plans_name", plans, "-c", _MODEL, "-np", 2)
 
     fold = shell.folder / "results" / origin.dataset / f"nnUNetTrainerMAEFinetune__{plans}__{_MODEL}" / "fold_0"
-    killed_and_continued(shell, fold, ("nnUNetv2_train", number, _MODEL, 0, *_TRAINER, "-p", plans), origin.says)
+    killed_and_continued(shell, fold, ("nnUNetv2_train", number, _MODEL, 0, *_TRAINER, "-p", plans), origin)
     knows_its_origin(shell, fold)
     predicts(shell, without_us, origin, (number, plans), tmp_path)
 
 
-def killed_and_continued(shell: Shell, fold: Path, command: tuple[object, ...], says: str) -> None:
+def killed_and_continued(shell: Shell, fold: Path, command: tuple[object, ...], origin: Origin) -> None:
     """Killed after the first epochs; continues with neither source nor the tensors that ``adapt`` laid aside."""
     command = (*command, "-device", "cpu")
     process = shell.start(*command)  # type: ignore[arg-type]
@@ -173,7 +182,9 @@ def killed_and_continued(shell: Shell, fold: Path, command: tuple[object, ...], 
     out = process.communicate()[0]
     assert (fold / "checkpoint_best.pth").exists(), out
     assert not (fold / "checkpoint_final.pth").exists()
-    assert f"Pre-trained weights: {says}" in out
+    assert f"Pre-trained weights: {origin.says}" in out
+    (adapted,) = [line for line in out.splitlines() if "loaded and adapted" in line]
+    assert origin.adapted in adapted
 
     plans = json.loads((fold.parent / "plans.json").read_text())
     block = plans["configurations"][_MODEL]["nnssl_mae"]["initialisation"]
@@ -187,7 +198,7 @@ def killed_and_continued(shell: Shell, fold: Path, command: tuple[object, ...], 
     assert f"Epoch {done['current_epoch'] - 1}\n" not in out.replace(" \n", "\n")
     assert "Mean Validation Dice" in out
     final = torch.load(fold / "checkpoint_final.pth", weights_only=True)
-    assert final["current_epoch"] == 20
+    assert final["current_epoch"] == _EPOCHS
     assert given.keys() <= final["network_weights"].keys()
 
 
@@ -203,7 +214,7 @@ def knows_its_origin(shell: Shell, fold: Path) -> None:
 def predicts(shell: Shell, without_us: Path, origin: Origin, model: tuple[int, str], out: Path) -> None:
     images = shell.folder / "raw" / origin.dataset / "imagesTs"
     arguments = ("-d", model[0], "-i", images, "-c", _MODEL, *_TRAINER, "-p", model[1], "-f", 0, "-device", "cpu",
-                 "--disable_tta")  # fmt: skip
+                 "--disable_tta", "-npp", 1, "-nps", 1)  # fmt: skip
     shell("nnUNetv2_predict", *arguments, "-o", out / "with")
     if origin.needs_us:
         printed = shell.fails("-c", _PREDICT, *arguments, "-o", out / "without", python=without_us)

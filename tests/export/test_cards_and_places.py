@@ -10,8 +10,10 @@ from nnssl_mae.checkpoints.names import under_one_name
 from nnssl_mae.checkpoints.read import read_checkpoint
 from nnssl_mae.errors import UserError
 from nnssl_mae.export.model_card import bibtex
+from nnssl_mae.files import sha256
 from nnssl_mae.recipes.reading import parse_recipe
-from tests.export.written import export, own, own_amaes_unet, recipe
+from tests.checkpoints.files import adaptation_plan, write_nnssl
+from tests.export.written import all_bytes, export, own, own_amaes_unet, recipe
 
 FORMS = ["safetensors", "nnssl", "nnunet"]
 
@@ -32,7 +34,84 @@ def test_the_header_is_what_the_hub_reads(tmp_path: Path) -> None:
     }
     export(tmp_path, tmp_path / "own", "safetensors", licence="our clinic's: ask us")
     assert header(tmp_path / "own")["license"] == "other"
-    assert header(tmp_path / "own")["license_name"] == "our clinic's: ask us"
+    assert header(tmp_path / "own")["license_name"] == "our-clinic-s-ask-us"
+
+
+@pytest.mark.parametrize("said", ["CC BY-SA 4.0", "cc_by_sa_4.0", "CC-BY-SA-4.0"])
+def test_a_licence_is_called_as_the_hub_calls_it(said: str, tmp_path: Path) -> None:
+    own(tmp_path)
+    export(tmp_path, tmp_path / "out", "safetensors", licence=said)
+    assert header(tmp_path / "out")["license"] == "cc-by-sa-4.0"
+    assert "license_name" not in header(tmp_path / "out")
+    assert f"Of these weights: {said}." in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("trainer", "claims"),
+    [("BaseMAETrainer_BS8_1000ep", True), ("SparkTrainer", True), ("VoCoTrainer", False), ("SwinUNETRTrainer", False)],
+)
+def test_only_masked_autoencoders_are_said_to_reconstruct(trainer: str, claims: bool, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint_final.pth"
+    write_nnssl(path, adaptation_plan(), trainer_name=trainer, logging={"val_losses": [0.5]})
+    export(path, tmp_path / "out", "nnssl")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"pre-trained without labels ({trainer})" in card
+    assert "| validation loss | 0.5 |" in card
+    assert ("were hidden and reconstructed" in card, "how well hidden blocks" in card) == (claims, claims)
+
+
+FORGED = {
+    "name": "x\n---\nlicense: mit\n---",
+    "data": "two lines\n## Licence\n\nAnything goes",
+    "licence": "mit\n## More",
+    "hours": "/srv/mueller",
+    "metrics": {"patient Mueller": 1.0, "PSNR [dB]": 21.0, "SSIM": float("nan"), "R2": 10**400},
+    "scans": {"/srv/mueller": 3, "training": 3, "validation": 1.5},
+    "source": {
+        "label": "/srv/mueller/neurology\\scan.pth",
+        "sha256": "f" * 64,
+        "format": "AMAES",
+        "version": "/srv/mueller",
+        "a": {"deep": ["/srv/mueller"]},
+        "citations": ["Mueller"],
+    },
+}
+
+
+@pytest.mark.parametrize("form", ["safetensors", "nnssl"])
+def test_what_an_earlier_card_says_is_taken_as_far_as_it_is_known(form, tmp_path: Path) -> None:
+    path = own(tmp_path, model_card=FORGED, logging={})
+    export(path, tmp_path / "out", form)
+    card = (tmp_path / "out" / "README.md").read_text()
+    lines = card.splitlines()
+    assert f"Exported by nnssl_mae from `checkpoint_final.pth` (nnssl_mae), SHA-256 `{sha256(path)}`." in card
+    assert f"itself exported from `scan.pth` (AMAES), SHA-256 `{'f' * 64}`" in card
+    assert "# x --- license: mit ---" in lines
+    assert "two lines ## Licence Anything goes" in lines
+    assert "| PSNR [dB] | 21 |" in lines
+    assert "Scans: 3 for training." in lines
+    assert lines.count("## Licence") == 1
+    assert lines.count("---") == 2
+    for content in all_bytes(tmp_path / "out").values():
+        assert b"mueller" not in content.lower()
+        assert b"neurology" not in content
+
+
+@pytest.mark.parametrize("label", ["hf://owner/name@abc", "hf://../../srv/mueller", "a/b/", None, 3])
+def test_the_label_of_an_earlier_source_is_a_file_name_or_a_repository(label, tmp_path: Path) -> None:
+    path = own(tmp_path, model_card={"source": {"label": label, "format": "nnssl"}})
+    export(path, tmp_path / "out", "safetensors")
+    shown = {"hf://owner/name@abc": "hf://owner/name@abc", "hf://../../srv/mueller": "mueller", "a/b/": "b"}
+    assert (
+        f"itself exported from `{shown.get(label, 'not stated')}` (nnssl)"
+        in (tmp_path / "out" / "README.md").read_text()
+    )
+
+
+@pytest.mark.parametrize("earlier", ["text", ["list"], {"source": "x", "metrics": [1], "scans": 3}])
+def test_an_earlier_card_of_another_form_says_nothing(earlier, tmp_path: Path) -> None:
+    export(own(tmp_path, model_card=earlier), tmp_path / "out", "safetensors")
+    assert "itself exported" not in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_no_licence_is_said_and_not_made_up(tmp_path: Path) -> None:
@@ -197,6 +276,15 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     content["network_weights"]["encoder.stem.convs.0.conv.weight"][0] = torch.nan
     torch.save(content, path)
     with pytest.raises(UserError, match="nan or infinite"):
+        export(path, tmp_path / "out", "safetensors")
+
+
+def test_a_small_file_with_a_huge_tensor_is_refused(tmp_path: Path) -> None:
+    path = own(tmp_path)
+    content = torch.load(path, weights_only=True)
+    content["network_weights"]["huge"] = torch.zeros(1).expand(100_000, 1_000_000)
+    torch.save(content, path)
+    with pytest.raises(UserError, match=r"holds huge as.*plain tensors"):
         export(path, tmp_path / "out", "safetensors")
 
 

@@ -6,6 +6,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,6 +108,104 @@ def test_its_checkpoints_hold_no_state_of_the_optimiser_and_can_be_read_safely(m
     assert after["nnssl_mae"]["initialisation"]["origin"] == before["nnssl_mae"]["initialisation"]["origin"]
     described = read_checkpoint(file)
     assert (described.origin.format, described.data["patch_size"]) == ("nnU-Net", [16, 16, 16])
+
+
+def rewrite(file: Path, **changes: Any) -> None:
+    """Changes top keys of a JSON file; None removes one."""
+    content = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def rewrite_configuration(model: Path, **changes: Any) -> None:
+    plans = json.loads((model / "plans.json").read_text())
+    plans["configurations"][CONFIGURATION] |= changes
+    (model / "plans.json").write_text(json.dumps(plans))
+
+
+def rewrite_fold(model: Path, fold: str, **changes: Any) -> None:
+    file = model / fold / "checkpoint_final.pth"
+    torch.save(torch.load(file, weights_only=True) | changes, file)
+
+
+@pytest.mark.parametrize("name", ["../../../escaped", "Dataset004_/../../../escaped", "Dataset004_..", "MyData", None])
+def test_a_dataset_name_that_leads_elsewhere_is_refused(name: str | None, model: Path, tmp_path: Path) -> None:
+    moved = model.rename(tmp_path / "my_best_model")
+    rewrite(moved / "plans.json", dataset_name=name)
+    with pytest.raises(UserError, match=r"my_best_model belongs to a dataset .* Dataset001_Name"):
+        export(moved, tmp_path / "out.zip", "nnunet")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "my_best_model"]
+
+
+@pytest.mark.parametrize("name", ["../../../../escaped", "..", "a__b", "a\\b", ".hidden", ""])
+def test_a_plans_name_that_leads_elsewhere_is_refused(name: str, model: Path, tmp_path: Path) -> None:
+    moved = model.rename(model.with_name("renamed"))
+    rewrite(moved / "plans.json", plans_name=name)
+    with pytest.raises(UserError, match=r"has a plans .* TRAINER__PLANS__CONFIGURATION"):
+        export(moved, tmp_path / "out.zip", "nnunet")
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+
+
+def test_trainer_and_configuration_that_lead_elsewhere_are_refused(model: Path, tmp_path: Path) -> None:
+    moved = model.rename(model.with_name("renamed"))
+    started_with = torch.load(moved / "fold_0" / "checkpoint_final.pth", weights_only=True)["init_args"]
+    rewrite_fold(moved, "fold_0", init_args=started_with | {"configuration": "../../escaped"})
+    with pytest.raises(UserError, match="has a configuration"):
+        export(moved / "fold_0", tmp_path / "out.zip", "nnunet")
+    rewrite_configuration(moved, nnssl_mae=None)
+    rewrite_fold(moved, "fold_0", init_args=started_with, trainer_name="/srv/escaped")
+    with pytest.raises(UserError, match="has a trainer"):
+        export(moved / "fold_0", tmp_path / "out.zip", "nnunet")
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+
+
+@pytest.mark.parametrize("backup", ["fold_0_bak", "fold_0_1", "fold_00", "fold_\u0663", "fold_"])
+def test_a_backup_of_a_fold_is_no_fold(backup: str, model: Path, tmp_path: Path) -> None:
+    shutil.copytree(model / "fold_0", model / backup)
+    assert f"Left out: {backup}, which" in export(model, tmp_path / "out.zip", "nnunet")
+    assert "-f 0 all\n" in (tmp_path / "out.README.md").read_text()
+    with zipfile.ZipFile(tmp_path / "out.zip") as packed:
+        assert not [name for name in packed.namelist() if f"/{backup}/" in name]
+    with pytest.raises(UserError, match=f"{backup} is no fold"):
+        export(model / backup, tmp_path / "other.zip", "nnunet")
+
+
+def test_a_model_with_nothing_but_a_backup_is_refused(model: Path, tmp_path: Path) -> None:
+    shutil.rmtree(model / "fold_all")
+    (model / "fold_0").rename(model / "fold_0_bak")
+    with pytest.raises(UserError, match=r"no finished fold \(fold_0_bak is no name of a fold\)"):
+        export(model, tmp_path / "out.zip", "nnunet")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"architecture": None}, "architecture that is null"),
+        ({"architecture": {"arch_kwargs": 3}}, "'3' as arch_kwargs"),
+        ({"nnssl_mae": "x"}, "'x' as nnssl_mae"),
+        ({"nnssl_mae": {"recipe": 3}}, "'3' as recipe"),
+        ({"nnssl_mae": {"initialisation": "s"}}, "'s' as initialisation"),
+        ({"nnssl_mae": {"initialisation": {"origin": ["s"]}}}, "as origin"),
+        ({"nnssl_mae": {"recipe": {"citation": [3]}}}, "citation that are no list of texts"),
+    ],
+)
+def test_damaged_plans_get_a_sentence(changes, sentence: str, model: Path, tmp_path: Path) -> None:
+    whole = (model / "plans.json").read_text()
+    rewrite_configuration(model, **changes)
+    with pytest.raises(UserError, match=rf"plans\.json, configuration {CONFIGURATION}, has .*{sentence}.*copy the"):
+        export(model, tmp_path / "out.zip", "nnunet")
+    started_with = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=True)["init_args"]
+    rewrite_fold(model, "fold_0", init_args=started_with | {"plans": json.loads((model / "plans.json").read_text())})
+    (model / "plans.json").write_text(whole)
+    with pytest.raises(UserError, match=rf"checkpoint_final\.pth, configuration .*{sentence}"):
+        export(model, tmp_path / "out.zip", "nnunet")
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+
+
+@pytest.mark.parametrize("key", ["labels", "channel_names"])
+def test_a_damaged_dataset_gets_a_sentence(key: str, model: Path, tmp_path: Path) -> None:
+    rewrite(model / "dataset.json", **{key: ["background", "tumour"]})
+    with pytest.raises(UserError, match=rf"dataset\.json has .* as {key}"):
+        export(model, tmp_path / "out.zip", "nnunet")
 
 
 @pytest.mark.parametrize("given", ["fold_0", "fold_0/checkpoint_final.pth"])

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnssl_mae.checkpoints.names import one_name
 from nnssl_mae.checkpoints.read import read_checkpoint
 from nnssl_mae.evaluation.reconstruct import load_network
+from nnssl_mae.files import sha256
 from nnssl_mae.networks.planned import planned_network
 from tests.checkpoints.files import adaptation_plan, write_nnssl, write_s3d
 from tests.export.written import OPENMIND, RECIPES, export, own, own_amaes_unet, recipe, same_weights
@@ -126,7 +128,7 @@ def test_the_trained_copy_of_s3d_goes_out_under_all_names(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("form", ["safetensors", "nnssl", "nnunet"])
-def test_an_export_of_an_export_is_the_export(form, tmp_path: Path) -> None:
+def test_an_export_of_an_export_is_the_export_but_for_its_source(form, tmp_path: Path) -> None:
     own(tmp_path)
     export(tmp_path, tmp_path / "one" / "name", form, data="Brains.", licence="mit", name="Title")
     export(tmp_path / "one" / "name", tmp_path / "two" / "name", form)
@@ -134,13 +136,38 @@ def test_an_export_of_an_export_is_the_export(form, tmp_path: Path) -> None:
         again = tmp_path / "two" / "name" / file.name
         if file.suffix == ".safetensors":
             with safetensors.safe_open(file, "pt") as first, safetensors.safe_open(again, "pt") as second:
-                assert first.metadata() == second.metadata()
+                assert without_source(first.metadata()) == without_source(second.metadata())
         elif file.suffix == ".pth":
             first, second = (torch.load(each, weights_only=True) for each in (file, again))
             assert all(torch.equal(first["network_weights"][n], t) for n, t in second.pop("network_weights").items())
-            assert {key: value for key, value in first.items() if key != "network_weights"} == second
+            assert without_source(first) == without_source(second)
+        elif file.suffix == ".md":
+            lines, more = (each.read_text().splitlines() for each in (file, again))
+            (exported,) = set(lines) - set(more)
+            assert exported.startswith("Exported by nnssl_mae from `checkpoint_final.pth`")
+            assert len(lines) == len(more)
         else:
             assert file.read_bytes() == again.read_bytes(), file.name
+
+
+def without_source(content: dict) -> dict:
+    """What stands beside the weights, without where they were read from."""
+    card = content["model_card"]
+    about = json.loads(card) if isinstance(card, str) else card
+    about = {key: value for key, value in about.items() if key not in ("source", "exported_from")}
+    return {key: value for key, value in content.items() if key != "network_weights"} | {"model_card": about}
+
+
+def test_every_export_names_the_file_it_was_made_of_and_the_first_one(tmp_path: Path) -> None:
+    first = own(tmp_path)
+    export(first, tmp_path / "a", "safetensors")
+    export(tmp_path / "a", tmp_path / "b", "safetensors")
+    export(tmp_path / "b", tmp_path / "c", "nnssl")
+    for made_of, folder in ((tmp_path / "a", "b"), (tmp_path / "b", "c")):
+        card = (tmp_path / folder / "README.md").read_text()
+        assert f"from `model.safetensors` (nnssl_mae), SHA-256 `{sha256(made_of / 'model.safetensors')}`" in card
+        assert f"itself exported from `checkpoint_final.pth` (nnssl_mae), SHA-256 `{sha256(first)}`" in card
+    assert "itself exported" not in (tmp_path / "a" / "README.md").read_text()
 
 
 def test_from_form_to_form(tmp_path: Path) -> None:

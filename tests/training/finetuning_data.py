@@ -73,7 +73,8 @@ def write_dataset(preprocessed: Path, labels: str) -> Path:
     if "regions" in labels:
         dataset_json["regions_class_order"] = [1, 2]
     (folder / "dataset.json").write_text(json.dumps(dataset_json))
-    (folder / "dataset_fingerprint.json").write_text("{}")
+    fingerprint = {"spacings": [[1.0, 1.0, 1.0]] * len(CASES), "shapes_after_crop": [list(_SHAPE)] * len(CASES)}
+    (folder / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
     write_plans(folder, "Treatment", initialisation=write_weights(folder))
     write_plans(folder, "Control", recipe="scratch")
     plans = PlansManager(json.loads((folder / "Control.json").read_text()))

@@ -1,3 +1,6 @@
+import os
+import socket
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,18 @@ BEFORE = {"recipe": {"seed": 1, "schedule": {"epochs": 10, "iterations": 5}}, "i
 def checkpoint(tmp_path: Path) -> Path:
     write_checkpoint(tmp_path / "x.pth", {"nnssl_mae": {"version": "1", **BEFORE}})
     return tmp_path / "x.pth"
+
+
+def test_a_checkpoint_names_no_machine_and_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "reading-room-pc-17")
+    monkeypatch.setattr(os, "getpid", lambda: 987654321)
+    write_checkpoint(tmp_path / "x.pth", {"weights": torch.arange(3)})
+    content = (tmp_path / "x.pth").read_bytes()
+    with zipfile.ZipFile(tmp_path / "x.pth") as packed:
+        content += b"".join(name.encode() + packed.read(name) for name in packed.namelist())
+    assert not [word for word in (b"reading-room", b"987654321", b".tmp") if word in content]
+    assert torch.equal(torch.load(tmp_path / "x.pth", weights_only=True)["weights"], torch.arange(3))
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
 
 
 def test_the_same_plans_may_go_on_and_a_run_may_get_longer(checkpoint: Path) -> None:

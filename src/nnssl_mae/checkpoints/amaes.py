@@ -46,12 +46,19 @@ def read_amaes(weights: Mapping[str, torch.Tensor], content: Mapping[str, Any], 
     """
     if not any(name.startswith("encoder.in_conv.") for name in weights):
         raise UserError(f"{source} holds AMAES's MedNeXt, which is not supported; take its U-Net B or XL")
+    unknown = [name for name in weights if name.startswith("encoder.") and not _LEVEL.fullmatch(name)]
+    if unknown:
+        raise UserError(
+            f"{source} holds {unknown[0]}, which is no part of AMAES's U-Net; its networks B and XL are known"
+        )
     encoder = {_our_name(name): tensor for name, tensor in weights.items() if _LEVEL.fullmatch(name)}
     stem = encoder.get("encoder.stages.0.0.convs.0.conv.weight")
     if stem is None or stem.ndim != 5:
         raise UserError(f"{source} holds no 3D convolution encoder.in_conv.conv1; save all weights of AMAES's network")
     architecture, _ = infer_architecture(encoder, source)
     stages = architecture["arch_kwargs"]["n_stages"]
+    if stages < 2:
+        raise UserError(f"{source} holds the first level of AMAES's U-Net only; save all weights of AMAES's network")
     architecture["arch_kwargs"]["strides"] = [[1, 1, 1], *[[2, 2, 2]] * (stages - 1)]
     plans, data = _preprocessing()
     epochs, steps = trained_for(content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,6 +36,8 @@ RESAMPLERS = (
     "resample_torch_simple",
     "resample_torch_fornnunet",
 )
+DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError, AssertionError, RuntimeError, ArithmeticError)
+"""What looking into a description raises that is not as it should be."""
 _TORCH_CLASS = re.compile(r"torch\.nn\.(modules\.\w+\.)?\w+")
 _PLANS_KEYS = ("image_reader_writer", "transpose_forward", "transpose_backward")
 _DATA_KEYS = (
@@ -162,13 +165,35 @@ def nnunet_architecture(
         raise UserError(f"{path} holds a network '{name}'; known are {', '.join(known)}")
     kwargs = dict(kwargs)
     keys = list(imported) if imported else [key for key in _OPERATORS if kwargs.get(key) is not None]
-    for key in keys:
-        if kwargs[key] is not None and not _TORCH_CLASS.fullmatch(str(kwargs[key])):
+    if not set(keys) <= set(_OPERATORS):
+        raise UserError(f"{path} wants {', '.join(map(str, keys))} imported; only {', '.join(_OPERATORS)} can be")
+    for key in _OPERATORS:
+        if kwargs.get(key) is not None and not _is_module_class(str(kwargs[key])):
             raise UserError(f"{path} names '{kwargs[key]}' as {key}, which is not a class of torch.nn; refused")
     if str(kwargs.get("nonlin")).endswith(".PReLU"):
         raise UserError(f"{path} holds a network with PReLU, whose weights have no fixed name; it cannot be used")
     _check_sizes(kwargs, path)
+    kwargs |= _for_each_stage(kwargs)
     return {"network_class_name": known[name], "arch_kwargs": kwargs, "_kw_requires_import": keys}
+
+
+def _is_module_class(name: str) -> bool:
+    """Whether this is the name of a network layer in torch; its other functions would be called with any arguments."""
+    if not _TORCH_CLASS.fullmatch(name):
+        return False
+    module, _, own_name = name.rpartition(".")
+    found = getattr(sys.modules.get(module), own_name, None)  # torch has imported all of torch.nn
+    return isinstance(found, type) and issubclass(found, torch.nn.Module)
+
+
+def _for_each_stage(kwargs: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Lists for numbers that stand for all stages."""
+    stages = kwargs.get("n_stages")
+    if not isinstance(stages, int):
+        return {}
+    lengths = dict.fromkeys(("features_per_stage", "kernel_sizes", "strides", *_DEPTHS), stages)
+    lengths["n_conv_per_stage_decoder"] = stages - 1
+    return {key: [kwargs[key]] * length for key, length in lengths.items() if isinstance(kwargs.get(key), int)}
 
 
 def _check_sizes(kwargs: Mapping[str, Any], path: Path | str) -> None:
@@ -228,6 +253,8 @@ def _check_complete(plans: Mapping[str, Any], data: Mapping[str, Any], path: Pat
         for key in ("transpose_forward", "transpose_backward")
         if key in plans and not _is_axis_order(plans[key])
     ]
+    if not wrong and [plans["transpose_forward"][axis] for axis in plans["transpose_backward"]] != [0, 1, 2]:
+        wrong.append("transpose_backward does not undo transpose_forward")
     wrong += [
         f"{key} is {data[key]!r} and not a list with a value for each channel"
         for key in ("normalization_schemes", "use_mask_for_norm")

@@ -141,8 +141,8 @@ def _unreachable(wanted: _Wanted, name: str) -> _Unreachable:
             "command once where there is a network"
         )
     return _Unreachable(
-        f"{wanted.shown} ({name}) is not in the hub's cache and the hub cannot be reached or fails; check the network, or "
-        "download the file elsewhere and give its path"
+        f"{wanted.shown} ({name}) is not in the hub's cache and the hub cannot be reached or fails; check the network, "
+        "or download the file elsewhere and give its path"
     )
 
 
@@ -182,5 +182,10 @@ def _sentence(wanted: _Wanted, error: Exception) -> UserError:
 
 def _place(file: Path) -> tuple[str, str]:
     """Commit and name in the repository of a file in the cache, which is ``.../snapshots/<commit>/<name>``."""
-    commit_at = len(file.parts) - file.parts[::-1].index("snapshots")
+    # The last: folders of the repository itself may be called so too, but the cache's is followed by a commit.
+    commit_at = 1 + max(
+        index
+        for index, part in enumerate(file.parts[:-2])
+        if part == "snapshots" and file.parts[index - 1].startswith("models--")
+    )
     return file.parts[commit_at], "/".join(file.parts[commit_at + 1 :])

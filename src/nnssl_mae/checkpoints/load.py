@@ -17,7 +17,8 @@ import torch
 from nnssl_mae.checkpoints.numpy_numbers import NUMPY_NUMBERS
 from nnssl_mae.errors import UserError
 
-_JSON_KEYS = ("nnssl_adaptation_plan", "nnssl_mae", "citations")
+_JSON_KEYS = ("nnssl_adaptation_plan", "nnssl_mae", "citations", "current_epoch", "model_card")
+_TEXT_KEYS = ("licence", "trainer_name")
 _LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 _CLASS = re.compile(r"GLOBAL ([\w.]+)")
 
@@ -86,9 +87,7 @@ def _load_safetensors(file: Path, shown: str) -> dict[str, Any]:
     for key in _JSON_KEYS:
         if key in metadata:
             content[key] = _parsed(metadata[key], key, shown)
-    if "licence" in metadata:
-        content["licence"] = metadata["licence"]
-    return content
+    return content | {key: metadata[key] for key in _TEXT_KEYS if key in metadata}
 
 
 def _parsed(text: str, key: str, shown: str) -> Any:
@@ -105,7 +104,7 @@ def _load_torch(file: Path, shown: str) -> Any:
     try:
         with _numbers_of_numpy(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about the form of old files
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return _plain_dicts(torch.load(file, map_location="cpu", weights_only=True))
     # Without torch's own text in what follows: it tells people how to switch the protection off.
     except pickle.UnpicklingError as error:
         raise UserError(f"{shown} is not a checkpoint that can be read safely: {_refused(str(error))}") from error
@@ -114,6 +113,13 @@ def _load_torch(file: Path, shown: str) -> Any:
             f"{shown} is not a checkpoint that can be read safely ({type(error).__name__}): it is damaged or no "
             "checkpoint at all; download or copy it again"
         ) from error
+
+
+def _plain_dicts(content: Any) -> Any:
+    """Dicts of their own for the file's, whose methods a hostile file can replace; two levels, as deep as we look."""
+    if not isinstance(content, dict):
+        return content
+    return {key: dict(dict.items(value)) if isinstance(value, dict) else value for key, value in dict.items(content)}
 
 
 def _refused(text: str) -> str:

@@ -13,6 +13,7 @@ import torch
 
 from nnssl_mae.checkpoints.adaptation_plan import PLANS_KEYS
 from nnssl_mae.checkpoints.describe import (
+    DAMAGED,
     RESAMPLERS,
     Checkpoint,
     Origin,
@@ -60,15 +61,15 @@ def read_nnssl(content: Mapping[str, Any], plan: Mapping[str, Any], source: Sour
 
     Args:
         content: what was loaded; ``network_weights`` holds tensors.
-        plan: its adaptation plan, from the file or from beside it. Lists may be tuples, whole numbers may stand for
+        plan: its adaptation plan, from the file or from beside it, of plain values. Whole numbers may stand for
             floats, and ``key_to_lpe`` may be absent.
 
     Raises:
         UserError: a network or preprocessing that is not known here, or a plan with something missing.
     """
     try:
-        return _described(content, _plain(plan), source)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        return _described(content, plan, source)
+    except DAMAGED as error:
         raise UserError(f"{source} has a damaged adaptation plan ({error!r}); download or copy it again") from error
 
 
@@ -121,13 +122,6 @@ def _whole_number(value: Any) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _plain(value: Any) -> Any:
-    """Tuples as lists at any depth."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
 def _architecture(description: Mapping[str, Any], path: str) -> dict[str, Any]:
     name = str(description["arch_class_name"])
     if name.startswith("Primus"):
@@ -146,6 +140,8 @@ def _architecture(description: Mapping[str, Any], path: str) -> dict[str, Any]:
 def _configuration(content: Mapping[str, Any], pretraining: Mapping[str, Any], notes: list[str]) -> Mapping[str, Any]:
     """The configuration of the plan that was trained: the one the trainer was started with, else the first."""
     configurations: Mapping[str, Any] = pretraining["configurations"]
+    if not configurations:
+        raise ValueError("it has no configuration")
     started_with = content.get("init_args")
     name = str(started_with.get("configuration_name") if isinstance(started_with, dict) else None)
     if name not in configurations:
@@ -197,7 +193,8 @@ def _reconstruction(
     """How to reconstruct, or None and why not; and the tensors that stand beside encoder and decoder."""
     masking = MaskingRecipe(block_size=16, ratio=0.75)
     spark = content.get("spark_weights")
-    if spark is None and untied:
+    named = any(word in str(content.get("trainer_name")).lower() for word in ("spark", "s3d"))
+    if spark is None and (untied or named):
         return None, "it is an S3D file without 'spark_weights', so the mask tokens of its network are missing", {}
     if spark is None:
         return ReconstructionInfo(NetworkRecipe(), masking), "", {}

@@ -11,6 +11,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnssl_mae.checkpoints.describe import (
     CT_INTENSITIES,
+    DAMAGED,
     Checkpoint,
     Origin,
     check_preprocessing,
@@ -30,7 +31,6 @@ _DATA_KEYS = (
     "data_identifier", "preprocessor_name", "spacing", "patch_size", "normalization_schemes", "use_mask_for_norm",
     "resampling_fn_data", "resampling_fn_data_kwargs",
 )  # fmt: skip
-_DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError, AssertionError, RuntimeError, RecursionError)
 
 
 def is_nnunet(content: Mapping[str, Any]) -> bool:
@@ -57,7 +57,7 @@ def read_nnunet(content: Mapping[str, Any], source: Source) -> Checkpoint:
     arguments = content["init_args"]
     try:
         return _described(content, arguments["plans"], str(arguments["configuration"]), source)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise UserError(f"{source} has damaged plans of nnU-Net ({error!r}); download or copy it again") from error
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nnssl_mae.checkpoints.describe import (
+    DAMAGED,
     Checkpoint,
     Origin,
     ReconstructionInfo,
@@ -39,7 +40,7 @@ def read_own(content: Mapping[str, Any], source: Source) -> Checkpoint:
     """
     try:
         return _described(content, source)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except DAMAGED as error:
         raise UserError(
             f"{source} has a damaged description of its pre-training ({error!r}); download or copy it again"
         ) from error

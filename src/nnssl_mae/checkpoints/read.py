@@ -10,6 +10,7 @@ import torch
 
 from nnssl_mae.checkpoints.amaes import is_amaes, read_amaes
 from nnssl_mae.checkpoints.describe import Checkpoint
+from nnssl_mae.checkpoints.encoder_check import encoder_differences, some, stride_differences
 from nnssl_mae.checkpoints.load import load_content
 from nnssl_mae.checkpoints.locate import PLAN_FILE, USUAL_NAMES, Source, locate
 from nnssl_mae.checkpoints.nnssl import read_nnssl
@@ -19,6 +20,10 @@ from nnssl_mae.checkpoints.state_dict import bare_weights, first_convolution, re
 from nnssl_mae.errors import UserError
 
 __all__ = ["Checkpoint", "read_checkpoint"]
+
+_DESCRIPTIONS = ("nnssl_adaptation_plan", "nnssl_mae", "citations", "licence", "trainer_name", "current_epoch")
+_MOST_VALUES = 5_000_000  # far above the plans and the log of any run
+_ARGUMENTS = ("plans", "configuration", "configuration_name")
 
 
 def read_checkpoint(where: str | Path) -> Checkpoint:
@@ -31,9 +36,40 @@ def read_checkpoint(where: str | Path) -> Checkpoint:
         UserError: missing, not a checkpoint, holds code, or of a network not known here.
     """
     source = locate(where)
-    checkpoint = _read(load_content(source.file, source.shown), source)
+    content = load_content(source.file, source.shown)
+    checkpoint = _read({**content, **_descriptions(content, source)}, source)
     _check_channels(checkpoint, source)
+    _check_encoder(checkpoint, source)
     return checkpoint
+
+
+def _descriptions(content: Mapping[str, Any], source: Source) -> dict[str, Any]:
+    """Whatever describes the weights, as plain values; of what a trainer was started with, only what is looked at."""
+    found = {key: content[key] for key in _DESCRIPTIONS if key in content}
+    arguments = content.get("init_args")
+    if isinstance(arguments, dict):
+        found["init_args"] = {key: arguments[key] for key in _ARGUMENTS if key in arguments}
+    left = [_MOST_VALUES]
+    try:
+        return {key: _plain(value, left) for key, value in found.items()}
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{source} has a damaged description of its weights ({error}); download or copy it again"
+        ) from error
+
+
+def _plain(value: Any, left: list[int]) -> Any:
+    """Values as JSON has them: tuples as lists, and names that are text; ``left`` counts down how many there may be."""
+    left[0] -= 1
+    if left[0] < 0:
+        raise ValueError(f"more than {_MOST_VALUES} values")  # a list that holds itself twice, many times over
+    if isinstance(value, dict):
+        return {str(key): _plain(item, left) for key, item in dict.items(value)}
+    if isinstance(value, list | tuple):
+        return [_plain(item, left) for item in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise TypeError(f"a {type(value).__name__} where plain values should be")
 
 
 def _read(content: dict[str, Any], source: Source) -> Checkpoint:
@@ -76,6 +112,10 @@ def check_tensors(weights: Mapping[Any, Any], source: Source) -> None:
             )
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
             raise UserError(f"{source} holds {name} in a compressed form; save its weights as plain tensors")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UserError(
+                f"{source} holds {name} with more values than are stored; save its weights as plain tensors"
+            )
 
 
 def _without_plan(source: Source) -> UserError:
@@ -91,4 +131,20 @@ def _check_channels(checkpoint: Checkpoint, source: Source) -> None:
         raise UserError(
             f"{source} says that its network takes {checkpoint.channels} channels, but its first convolution takes "
             f"{found.shape[1]}; the plan is that of another checkpoint, or it is damaged"
+        )
+
+
+def _check_encoder(checkpoint: Checkpoint, source: Source) -> None:
+    """Refuses weights with the description of others; networks read off their weights are checked there."""
+    if checkpoint.origin.format in ("weights", "AMAES"):
+        return
+    try:
+        wrong = encoder_differences(checkpoint.architecture, checkpoint.channels, checkpoint.weights)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    wrong = (*wrong, *stride_differences(checkpoint.architecture, checkpoint.weights))
+    if wrong:
+        raise UserError(
+            f"{source} does not hold the encoder that it describes ({some(wrong)}); the plan is that of another "
+            "checkpoint, or the file is damaged"
         )

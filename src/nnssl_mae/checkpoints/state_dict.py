@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from nnssl_mae.checkpoints.describe import Checkpoint, Origin, nnunet_architecture
+from nnssl_mae.checkpoints.encoder_check import encoder_differences, some
 from nnssl_mae.checkpoints.locate import Source
 from nnssl_mae.checkpoints.names import same, under_one_name, with_aliases
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import sha256
-from nnssl_mae.networks.planned import network_shape
 
 _WRAPPED_IN = ("network_weights", "state_dict", "model_state_dict", "model", "network", "net", "weights")
 _PREFIX = re.compile(r"(?:(?:module|_orig_mod|model|network|net)\.)+")
@@ -145,7 +145,8 @@ def infer_architecture(weights: Mapping[str, torch.Tensor], source: Source) -> t
         "nonlin_kwargs": {"inplace": True},
     }
     notes = [
-        "Bare weights do not tell nonlinearity, dropout and the epsilon of the normalisation: nnU-Net's were taken."
+        "Bare weights do not tell nonlinearity, dropout, kind and epsilon of the normalisation, or kind of the pooling "
+        "if any: nnU-Net's, or AMAES's maximum, were taken."
     ]
     strides = _strides(weights, stages)
     if strides is None:
@@ -209,17 +210,11 @@ def _check_encoder(architecture: Mapping[str, Any], weights: Mapping[str, torch.
     if "strides" not in architecture["arch_kwargs"]:
         strides = _likely_strides(weights, architecture["arch_kwargs"]["n_stages"])
         shaped = {**architecture, "arch_kwargs": {**architecture["arch_kwargs"], "strides": strides}}
-    needed, _ = under_one_name(network_shape(shaped, stem.shape[1]).state_dict())
-    wrong = [
-        f"{name} is missing" if name not in weights else f"{name} is {tuple(weights[name].shape)}"
-        for name, tensor in needed.items()
-        if name.startswith("encoder.") and (name not in weights or weights[name].shape != tensor.shape)
-    ]
-    wrong += [f"{name} is unknown" for name in weights if name.startswith("encoder.") and name not in needed]
+    wrong = encoder_differences(shaped, stem.shape[1], weights)
     if wrong:
         raise UserError(
-            f"{source} does not hold the encoder of one of nnU-Net's networks ({'; '.join(wrong[:3])}"
-            f"{', ...' if len(wrong) > 3 else ''}); give a checkpoint with its description"
+            f"{source} does not hold the encoder of one of nnU-Net's networks ({some(wrong)}); give a checkpoint with "
+            "its description"
         )
 
 

@@ -109,6 +109,13 @@ class Report:
     def _that_are(self, what: What) -> tuple[Fate, ...]:
         return tuple(fate for fate in self.fates if fate.what == what)
 
+    def share_taken(self, part: Part) -> float:
+        """Share of the weights of a part that start from the checkpoint, as they are or adapted."""
+        prefixes = ("encoder.",) if part == "encoder" else ("encoder.", *_DECODER_PREFIXES)
+        wanted = [fate for fate in self.fates if fate.name.startswith(prefixes)]
+        taken = sum(fate.weights for fate in wanted if fate.what != "random")
+        return taken / max(1, sum(fate.weights for fate in wanted))
+
     def groups(self) -> tuple[Group, ...]:
         """The parts of the network in its own order, for a person to read."""
         members: dict[str, list[Fate]] = {}

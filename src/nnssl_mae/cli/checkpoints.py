@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +19,7 @@ _CHECKPOINT = (
     "A checkpoint (.pth, .ckpt, .safetensors) of nnssl_mae, nnssl (OpenMind), nnU-Net or AMAES, a folder with one, or "
     "hf://owner/name of the Hugging Face hub."
 )
+_SCRATCH_RATE = 1e-2  # of nnU-Net
 _FORMS = ("safetensors", "nnssl", "nnunet")
 
 Checkpoint = Annotated[str, typer.Argument(help=_CHECKPOINT)]
@@ -114,11 +117,28 @@ def adapt(
     if schedule is None:
         schedule = "scratch" if from_scratch else "warmup"
     recipe = load_finetune_recipe(schedule, epochs, iterations, changes or ())
-    if from_scratch and recipe.schedule == "frozen":
-        raise UserError("--from-scratch with a frozen encoder would train on random features; choose another schedule")
+    if from_scratch and recipe.schedule in ("frozen", "sawtooth", "valley"):
+        raise UserError(
+            f"--from-scratch with the schedule '{recipe.schedule}' would train the decoder on random features; leave "
+            "--schedule out"
+        )
     plans_name = default_name if name is None else name
     result = run(read_checkpoint(checkpoint), dataset, plans_name, recipe, wish, overwrite)
-    _print_next_steps(Console(), dataset, result, from_scratch)
+    _print_next_steps(Console(), dataset, result)
+    if not from_scratch:
+        same = {
+            "--mode": mode, "--normalisation": normalisation, "--orientation": orientation,
+            "--channel-map": channel_map, "--patch": patch, "--batch": batch, "--gpu-memory": gpu_memory,
+            "--epochs": epochs, "--iterations": iterations,
+        }  # fmt: skip
+        _print_control(Console(), checkpoint, dataset, name, same)
+    elif recipe.optimiser == "sgd" and recipe.peak_learning_rate < _SCRATCH_RATE:
+        say(
+            Console(),
+            f"Warning: this control trains with a peak learning rate of {recipe.peak_learning_rate:g}, which is meant "
+            "for pre-trained weights; without --schedule it is nnU-Net's own for training from scratch",
+            style="yellow",
+        )
 
 
 @app.command()
@@ -201,7 +221,18 @@ def _channel_map(text: str) -> tuple[int | None, ...]:
     return tuple(None if word == "-" else int(word) for word in words)
 
 
-def _print_next_steps(console: Console, dataset: int, result: Any, from_scratch: bool) -> None:
+def _print_control(console: Console, checkpoint: str, dataset: int, name: str | None, same: Mapping[str, Any]) -> None:
+    """The command that writes the fair control: what decides about images as here, nnU-Net's schedule from scratch."""
+    usual = {"--mode": "like-pretrained", "--normalisation": "pretrained", "--orientation": "pretrained"}
+    words = ["nnssl-mae", "adapt", checkpoint, "-d", str(dataset), *([] if name is None else ["-n", f"{name}Scratch"])]
+    for option, value in same.items():
+        if value is not None and value != usual.get(option):
+            words += [option, *str(value).split()]
+    say(console, "The fair control:")
+    say(console, f"  {shlex.join(words)} --from-scratch")
+
+
+def _print_next_steps(console: Console, dataset: int, result: Any) -> None:
     from nnssl_mae.plans import CONFIGURATION
 
     for warning in result.warnings:
@@ -219,10 +250,10 @@ def _print_next_steps(console: Console, dataset: int, result: Any, from_scratch:
     write(f"Patch {patch}, batch {batch}; GPU memory {memory}.")
     write(f"Wrote {result.folder / result.plans_name}.json")
     write("Next (add -device cpu without a GPU):")
-    if not (result.folder / result.configuration["data_identifier"]).is_dir():
+    if 0 < result.missing < result.cases:
+        write(f"  ({result.missing} of {result.cases} cases are not preprocessed for these plans; all are done anew)")
+    if result.missing:
         write(f"  nnUNetv2_preprocess -d {dataset} -plans_name {result.plans_name} -c {CONFIGURATION} -np 4")
     trainer = f"-tr nnUNetTrainerMAEFinetune -p {result.plans_name}"
     write(f"  nnUNetv2_train {dataset} {CONFIGURATION} 0 {trainer}")
     write(f"  nnUNetv2_predict -d {dataset} -i INPUT -o OUTPUT -c {CONFIGURATION} {trainer} -f 0")
-    if not from_scratch:
-        write("The fair control: the same command with --from-scratch (without --transfer).")

@@ -18,6 +18,7 @@ from nnssl_mae.checkpoints.describe import Checkpoint
 from nnssl_mae.checkpoints.transfer import Report
 from nnssl_mae.downstream.labelled import labelled_dataset
 from nnssl_mae.downstream.plan import Planned, check_mode, plan_finetuning
+from nnssl_mae.downstream.preprocessed import missing_cases
 from nnssl_mae.downstream.wish import Wish
 from nnssl_mae.errors import ResumableError, UserError
 from nnssl_mae.files import as_json, read_json, sha256, whole_file, write_json
@@ -43,6 +44,10 @@ class Adaptation:
     report: Report | None
     gpu_memory: float | None
     gpu_memory_how: str
+    missing: int
+    """Training cases that nnU-Net has not preprocessed for these plans."""
+    cases: int
+    """Training cases."""
 
 
 def adapt(
@@ -73,9 +78,11 @@ def adapt(
     check_mode(checkpoint, wish)
     folder = nnunet_folder("nnUNet_preprocessed") / find_dataset(number)
     before = _plans_before(folder / f"{plans_name}.json", overwrite)
+    _refuse_swap(before, wish, plans_name)
     labelled = labelled_dataset(number, plan_if_missing=True)
     planned = plan_finetuning(checkpoint, labelled, wish, plans_name)
     _write(folder, plans_name, planned, checkpoint, recipe, wish, before)
+    missing, cases = missing_cases(folder / planned.configuration["data_identifier"], labelled.fingerprint)
     return Adaptation(
         plans_name=plans_name,
         dataset=labelled.name,
@@ -86,6 +93,8 @@ def adapt(
         report=planned.report,
         gpu_memory=planned.gpu_memory,
         gpu_memory_how=planned.gpu_memory_how,
+        missing=missing,
+        cases=cases,
     )
 
 
@@ -103,6 +112,19 @@ def _plans_before(file: Path, overwrite: bool) -> dict[str, Any] | None:
     if _block(plans).get("kind") != "finetune":
         raise UserError(f"{file} was not written by nnssl-mae adapt and is not replaced; choose another name with -n")
     return plans
+
+
+def _refuse_swap(before: Mapping[str, Any] | None, wish: Wish, plans_name: str) -> None:
+    """A treatment is not replaced by its control under the same name, nor the other way round: both are needed."""
+    if before is None or (_block(before).get("initialisation") is None) == (wish.part is None):
+        return
+    there, asked = "start from pre-trained weights", "start from scratch"
+    if wish.part is not None:
+        there, asked = asked, there
+    raise UserError(
+        f"The plans '{plans_name}' that are there {there} and these would {asked}; --overwrite does not replace a "
+        "treatment by its control or a control by its treatment, choose another name with -n"
+    )
 
 
 def _block(plans: Mapping[str, Any]) -> Mapping[str, Any]:

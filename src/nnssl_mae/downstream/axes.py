@@ -7,6 +7,7 @@ to one orientation (RAS) and nnU-Net's own reader takes them as they are stored,
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import nibabel
 import numpy as np
 import numpy.typing as npt
 from nibabel.filebasedimages import ImageFileError
-from nibabel.orientations import io_orientation
+from nibabel.orientations import aff2axcodes, io_orientation
 
 from nnssl_mae.downstream.labelled import Labelled
 from nnssl_mae.folders import nnunet_folder
@@ -100,6 +101,15 @@ def _first_images(labelled: Labelled) -> list[Path]:
     last = f"_0000{labelled.file_ending}"
     names = sorted(file.name.removesuffix(last) for file in raw.glob(f"imagesTr/*{last}"))
     return [raw / "imagesTr" / f"{name}{last}" for name in names]
+
+
+def stored_orientations(labelled: Labelled) -> dict[str, int]:
+    """How many cases are stored in which orientation, such as ``LPS``, most first; empty if that is not known."""
+    try:
+        counts = Counter("".join(aff2axcodes(nibabel.load(image).affine)) for image in _first_images(labelled))
+    except (OSError, ValueError, TypeError, ImageFileError):
+        return {}
+    return dict(counts.most_common())
 
 
 def _axes_in_file(image: Path) -> Axes | None:

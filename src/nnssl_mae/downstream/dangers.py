@@ -80,7 +80,9 @@ def _thick_slices(configuration: Mapping[str, Any], median: Sequence[float], wis
 
 
 def _thick_slices_not_first(configuration: Mapping[str, Any]) -> list[str]:
-    patch = configuration["patch_size"]
+    patch, spacing = configuration["patch_size"], configuration["spacing"]
+    if max(spacing) <= ANISO_THRESHOLD * min(spacing):
+        return []
     # nnU-Net looks at the first axis only, because its own plans put thick slices there.
     if max(patch) <= ANISO_THRESHOLD * min(patch) or patch[0] == min(patch):
         return []

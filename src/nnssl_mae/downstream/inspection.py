@@ -128,17 +128,9 @@ def _summary(mode: Mode, planned: Planned, wish: Wish) -> ModeSummary:
         spacing=tuple(map(float, configuration["spacing"])),
         patch=tuple(map(int, configuration["patch_size"])),
         gpu_memory=planned.gpu_memory,
-        from_checkpoint=0.0 if planned.report is None else share_taken(planned.report, wish),
+        from_checkpoint=0.0 if planned.report is None or wish.part is None else planned.report.share_taken(wish.part),
         warnings=len(planned.warnings) + len(planned.beyond_stock),
     )
-
-
-def share_taken(report: Report, wish: Wish) -> float:
-    """Share of the weights of the part to transfer that start from the checkpoint, as they are or adapted."""
-    part = ("encoder.",) if wish.part == "encoder" else ("encoder.", "decoder.stages.", "decoder.transpconvs.")
-    wanted = [fate for fate in report.fates if fate.name.startswith(part)]
-    taken = sum(fate.weights for fate in wanted if fate.what != "random")
-    return taken / max(1, sum(fate.weights for fate in wanted))
 
 
 def _plan_as_json(planned: Planned) -> dict[str, Any]:

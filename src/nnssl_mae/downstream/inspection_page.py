@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nnssl_mae.checkpoints.describe import Checkpoint
-from nnssl_mae.checkpoints.transfer import Group, Ignored, What
+from nnssl_mae.checkpoints.transfer import Group, Ignored, Report, What
 from nnssl_mae.console import say
 from nnssl_mae.downstream.inspection import Inspection, ModeSummary, orientation
 from nnssl_mae.downstream.labelled import Labelled
@@ -20,13 +21,21 @@ from nnssl_mae.downstream.plan import Planned
 from nnssl_mae.downstream.wish import Wish
 
 _UNKNOWN = "not known"
-_SHOWN_HOWS = 3
 _SHOWN_IGNORED = 2
 
 
 def print_json(found: Inspection) -> None:
     """For programs, on standard output."""
-    print(json.dumps(found.as_json(), indent=2, default=str))
+    print(json.dumps(_without_nan(found.as_json()), indent=2, default=str, allow_nan=False))
+
+
+def _without_nan(value: Any) -> Any:
+    """Numbers that JSON does not know as null, at any depth."""
+    if isinstance(value, Mapping):
+        return {str(key): _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_page(found: Inspection, console: Console) -> None:
@@ -43,6 +52,7 @@ def print_page(found: Inspection, console: Console) -> None:
     console.print(_facts(_of_plan(planned, labelled)))
     if planned.report is not None:
         console.print(_groups(planned.report.groups()))
+        _print_hows(console, planned.report)
         _print_ignored(console, planned.report.ignored)
     console.print(_modes(found.modes, found.wish))
     for refused in (mode for mode in found.modes if mode.refused):
@@ -132,17 +142,25 @@ def _groups(groups: Sequence[Group]) -> Table:
     table.add_column("part", no_wrap=True)
     for column in ("loaded", "adapted", "random", "weights"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("how", overflow="fold")
     kinds: tuple[What, ...] = ("loaded", "adapted", "random")
     for group in groups:
         counts = [str(group.tensors.get(kind, 0) or "-") for kind in kinds]
-        more = len(group.hows) - _SHOWN_HOWS
-        how = "; ".join(group.hows[:_SHOWN_HOWS]) + (f"; and {more} more" if more > 0 else "")
-        table.add_row(group.name, *counts, f"{sum(group.weights.values()):,}", Text(how))
+        table.add_row(group.name, *counts, f"{sum(group.weights.values()):,}")
     totals = [str(sum(group.tensors.get(kind, 0) for group in groups) or "-") for kind in kinds]
     table.add_section()
-    table.add_row("all", *totals, f"{sum(sum(group.weights.values()) for group in groups):,}", "")
+    table.add_row("all", *totals, f"{sum(sum(group.weights.values()) for group in groups):,}")
     return table
+
+
+def _print_hows(console: Console, report: Report) -> None:
+    """What was adapted, and why tensors stay random: each reason once, with the parts that it concerns."""
+    for kind, fates in (("Adapted", report.adapted), ("Random", report.random)):
+        reasons: dict[str, list[str]] = {}
+        for fate in fates:
+            reasons.setdefault(fate.how, []).append(fate.name)
+        for how, names in reasons.items():
+            shown = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+            say(console, f"{kind}: {shown}: {how}")
 
 
 def _print_ignored(console: Console, ignored: Sequence[Ignored]) -> None:
@@ -158,10 +176,15 @@ def _print_ignored(console: Console, ignored: Sequence[Ignored]) -> None:
 
 
 def _modes(modes: Sequence[ModeSummary], wish: Wish) -> Table:
-    table = Table(title="The modes", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title="The modes: GPU memory, share of the part to transfer that is taken",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     table.add_column("--mode", no_wrap=True)
-    for column in ("voxels", "patch", "GPU memory", "from checkpoint", "warnings"):
-        table.add_column(column, justify="right")
+    for column in ("voxels", "patch", "memory", "taken", "warnings"):
+        table.add_column(column, justify="right", overflow="fold")
     for mode in modes:
         name = f"{mode.mode} *" if mode.mode == wish.mode else mode.mode
         if mode.refused:

@@ -22,7 +22,8 @@ SMALLEST_EDGE = 8
 """Voxels; patches are not shrunk below, or below two voxels at the lowest resolution."""
 DEFAULT_BATCH = 2
 _REFERENCE_BATCH = 2
-_SHARE_OF_DATASET = 0.05  # a batch of nnU-Net's default planner shows at most so much of all voxels
+# A batch shows at most so much of all voxels of the dataset: nnU-Net's ResEnc planners, and its default one.
+_SHARE_OF_DATASET = {NETWORK_CLASSES["resenc"]: 1.0, NETWORK_CLASSES["plain"]: 0.05}
 # From nnU-Net's planners ResEnc M, L and XL, and default: feature map values, and the GB they need with a batch of two.
 _REFERENCES = {
     NETWORK_CLASSES["resenc"]: ((680e6, 8.0), (2.1e9, 24.0), (3.6e9, 40.0)),
@@ -100,7 +101,7 @@ class Fitting:
     def size(self, start: SizedNetwork, patch_is_fixed: bool, batch: int | None) -> Size:
         """The largest that fits: first a batch of two, then smaller patches as nnU-Net's planner makes them.
 
-        Where the whole patch fits, the batch grows, but shows at most 5 % of the dataset's voxels.
+        Where the whole patch fits, the batch grows, to no more voxels than nnU-Net's planner of such networks allows.
 
         Args:
             start: the patch to begin with.
@@ -131,7 +132,8 @@ class Fitting:
 
     def _with_more_patches(self, size: Size) -> Size:
         voxels = math.prod(self.median_shape) * self.cases
-        most = max(DEFAULT_BATCH, round(voxels * _SHARE_OF_DATASET / math.prod(size.network.patch)))
+        share = _SHARE_OF_DATASET.get(size.network.architecture["network_class_name"], 0.05)
+        most = max(DEFAULT_BATCH, round(voxels * share / math.prod(size.network.patch)))
         while size.batch < most and self._fits(larger := replace(size, batch=size.batch + 1)):
             size = larger
         return size
@@ -139,7 +141,8 @@ class Fitting:
     def _smaller(self, network: SizedNetwork) -> SizedNetwork | None:
         """The next smaller patch: shorter along the axis that is largest for the dataset; None at the end."""
         relative = [edge / median for edge, median in zip(network.patch, self.median_shape, strict=True)]
-        for axis in sorted(range(len(relative)), key=lambda axis: -relative[axis]):
+        # Of equals the last, as nnU-Net's planner: its thick slices lie along the first axis.
+        for axis in sorted(range(len(relative)), key=lambda axis: (-relative[axis], -axis)):
             smaller = self._shorter(network, axis)
             if smaller is not None:
                 return smaller

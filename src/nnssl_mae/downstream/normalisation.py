@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,9 +71,9 @@ def normalisation(checkpoint: Checkpoint, labelled: Labelled, wish: Wish) -> Nor
         check_channel_map(wish.channel_map, checkpoint.channels, len(own))
     if not checkpoint.is_preprocessing_known:
         return Normalisation(own)
-    pretrained = _pretrained_ways(checkpoint)
     if wish.normalisation == "dataset":
-        return Normalisation(own, _other_than_trained(own, pretrained, labelled))
+        return Normalisation(own, _other_than_trained(own, checkpoint, labelled))
+    pretrained = _pretrained_ways(checkpoint)
     ways = _carried(pretrained, own, wish.channel_map)
     return Normalisation(ways, _unfitting(ways, own, labelled))
 
@@ -85,7 +86,7 @@ def _own_ways(labelled: Labelled) -> tuple[Way, ...]:
 
 def _pretrained_ways(checkpoint: Checkpoint) -> list[Way]:
     schemes, masks = checkpoint.data["normalization_schemes"], checkpoint.data["use_mask_for_norm"]
-    channels = max(len(schemes), len(masks))
+    channels = 1 if len(schemes) == len(masks) == 1 else checkpoint.channels
     pairs = zip(_for_each(schemes, channels), _for_each(masks, channels), strict=True)
     return [
         Way(scheme, bool(inside), _intensities(checkpoint.plans, channel) if scheme == CT_NORMALISATION else ())
@@ -108,12 +109,18 @@ def _intensities(plans: Mapping[str, Any], channel: int) -> tuple[tuple[str, flo
     values = known.get(str(channel)) if isinstance(known, Mapping) else None
     values = values if isinstance(values, Mapping) else {}
     numbers = {str(name): float(value) for name, value in values.items() if isinstance(value, int | float)}
-    if not numbers.keys() >= _NEEDED_FOR_CT:
+    if not numbers.keys() >= _NEEDED_FOR_CT or not _can_scale(numbers):
         raise UserError(
-            "The checkpoint was trained on CT and does not hold all intensities that its normalisation scales by; use "
-            "--normalisation dataset"
+            "The checkpoint was trained on CT and does not hold all intensities that its normalisation scales by, or "
+            "impossible ones; use --normalisation dataset"
         )
     return tuple(sorted(numbers.items()))
+
+
+def _can_scale(numbers: Mapping[str, float]) -> bool:
+    """Whether CT's scheme gives numbers with these."""
+    in_order = numbers["percentile_00_5"] < numbers["percentile_99_5"]
+    return all(map(math.isfinite, numbers.values())) and numbers["std"] > 0 and in_order
 
 
 def _carried(
@@ -141,7 +148,7 @@ def _unfitting(ways: Sequence[Way], own: Sequence[Way], labelled: Labelled) -> t
     Raises:
         UserError: CT's scheme, which would clip intensities that are no Hounsfield units.
     """
-    found = []
+    found, others = [], []
     for name, way, usual in zip(labelled.channel_names, ways, own, strict=True):
         if _is_ct(name, usual) and way.scheme != CT_NORMALISATION:
             rename = "" if usual.scheme == CT_NORMALISATION else ", once the channel is called CT in dataset.json"
@@ -160,11 +167,19 @@ def _unfitting(ways: Sequence[Way], own: Sequence[Way], labelled: Labelled) -> t
                 f"Channel {name} will be normalised as colours from 0 to 255 are, like the checkpoint's; if its values "
                 f"go further, use --normalisation dataset, which takes {usual.scheme}"
             )
+        elif way.scheme != usual.scheme:
+            others.append(f"{name} with {way.scheme} and not with {usual.scheme}")
+    if others:
+        found.append(
+            f"Normalised like the checkpoint's scans, not as nnU-Net plans for this dataset: {', '.join(others)}; "
+            "--normalisation dataset takes nnU-Net's own"
+        )
     return tuple(found)
 
 
-def _other_than_trained(own: Sequence[Way], pretrained: Sequence[Way], labelled: Labelled) -> tuple[str, ...]:
-    known = [(way.scheme, way.inside_mask) for way in pretrained]
+def _other_than_trained(own: Sequence[Way], checkpoint: Checkpoint, labelled: Labelled) -> tuple[str, ...]:
+    schemes, masks = checkpoint.data["normalization_schemes"], checkpoint.data["use_mask_for_norm"]
+    known = [(str(scheme), bool(inside)) for scheme in schemes for inside in masks]
     others = [
         f"{name} with {way}"
         for name, way in zip(labelled.channel_names, own, strict=True)
@@ -172,7 +187,7 @@ def _other_than_trained(own: Sequence[Way], pretrained: Sequence[Way], labelled:
     ]
     if not others:
         return ()
-    trained = ", ".join(dict.fromkeys(map(str, pretrained)))
+    trained = ", ".join(dict.fromkeys(str(Way(*way)) for way in known))
     return (
         f"The dataset's own normalisation ({', '.join(others)}) differs from that of pre-training ({trained}): what "
         "the first layers learnt about intensities holds less",

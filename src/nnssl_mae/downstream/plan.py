@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 
-from nnssl_mae.checkpoints.describe import CT_INTENSITIES, Checkpoint
+from nnssl_mae.checkpoints.describe import CT_INTENSITIES, CT_NORMALISATION, Checkpoint
 from nnssl_mae.checkpoints.transfer import Report, transfer
 from nnssl_mae.downstream.axes import Geometry, geometry, reordered
 from nnssl_mae.downstream.dangers import NO_RESAMPLING, beyond_stock, dangers
@@ -27,6 +27,7 @@ from nnssl_mae.errors import UserError
 from nnssl_mae.networks.planned import network_shape
 from nnssl_mae.plans import CONFIGURATION, data_identifier
 
+_ENOUGH = 0.5  # of the weights to transfer
 _RESAMPLING_KEYS = tuple(
     f"resampling_fn_{what}{kwargs}" for what in ("data", "seg", "probabilities") for kwargs in ("", "_kwargs")
 )
@@ -74,7 +75,7 @@ def plan_finetuning(checkpoint: Checkpoint, labelled: Labelled, wish: Wish, plan
     size, size_notes = _size(checkpoint, labelled, cases, wish, voxels)
     tensors, report = _transferred(checkpoint, labelled, wish, size)
     plans = _plans(labelled, plans_name, read, normal, voxels, size)
-    found = [*read.warnings, *axis_warnings, *normal.warnings]
+    found = [*read.warnings, *axis_warnings, *normal.warnings, *_mostly_random(report, wish)]
     found += dangers(checkpoint, plans["configurations"][CONFIGURATION], cases, wish)
     network, channels = size.network, len(labelled.channel_names)
     needed = gpu_memory(network.architecture, channels, labelled.heads, network.patch, size.batch)
@@ -105,6 +106,15 @@ def check_mode(checkpoint: Checkpoint, wish: Wish) -> None:
             f"{checkpoint.origin.label} does not tell {' and '.join(missing)}, so --mode {wish.mode} cannot follow it; "
             "use --mode dataset"
         )
+
+
+def _mostly_random(report: Report | None, wish: Wish) -> list[str]:
+    if report is None or wish.part is None or (share := report.share_taken(wish.part)) >= _ENOUGH:
+        return []
+    return [
+        f"Only {share:.0%} of the weights of the {wish.part.replace('+', ' and ')} start from the checkpoint, the "
+        "others are random: nnssl-mae inspect lists them; another --mode or --patch may fit the checkpoint better"
+    ]
 
 
 def _unknown(checkpoint: Checkpoint) -> list[str]:
@@ -149,8 +159,9 @@ def _spacing(
         "spacing": [float(edge) for edge in data["spacing"]],
         "resampling_fn_data": data["resampling_fn_data"],
         "resampling_fn_data_kwargs": data["resampling_fn_data_kwargs"],
-        "resampling_fn_seg": data["resampling_fn_mask"],
-        "resampling_fn_seg_kwargs": data["resampling_fn_mask_kwargs"],
+        # Labels are the dataset's: a checkpoint may tell of masks that were resampled like images.
+        "resampling_fn_seg": stock["resampling_fn_seg"],
+        "resampling_fn_seg_kwargs": stock["resampling_fn_seg_kwargs"],
         "resampling_fn_probabilities": stock["resampling_fn_probabilities"],
         "resampling_fn_probabilities_kwargs": stock["resampling_fn_probabilities_kwargs"],
     }, []
@@ -274,9 +285,10 @@ def _plans(
         CT_INTENSITIES: {**labelled.stock[CT_INTENSITIES], **normal.carried_intensities},
         "configurations": {CONFIGURATION: configuration},
     }
-    # Two plans with CT's scheme have other data where one carries the checkpoint's intensities.
-    carried = [json.dumps(normal.carried_intensities, sort_keys=True)] if normal.carried_intensities else []
-    configuration["data_identifier"] = data_identifier(plans, configuration, "cases", carried)
+    # CT's scheme scales by the intensities in the plans, whether the checkpoint's or the dataset's.
+    clipped = [channel for channel, scheme in enumerate(normal.schemes) if scheme == CT_NORMALISATION]
+    intensities = [json.dumps(plans[CT_INTENSITIES].get(str(channel)), sort_keys=True) for channel in clipped]
+    configuration["data_identifier"] = data_identifier(plans, configuration, "cases", intensities)
     return plans
 
 

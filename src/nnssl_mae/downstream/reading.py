@@ -12,7 +12,7 @@ from nnunetv2.imageio.reader_writer_registry import (
 )
 
 from nnssl_mae.checkpoints.describe import Checkpoint
-from nnssl_mae.downstream.axes import ORIENTING_READER
+from nnssl_mae.downstream.axes import ORIENTING_READER, stored_orientations
 from nnssl_mae.downstream.labelled import Labelled
 from nnssl_mae.downstream.wish import Wish
 from nnssl_mae.errors import UserError
@@ -51,7 +51,7 @@ def reading(checkpoint: Checkpoint, labelled: Labelled, wish: Wish) -> Reading:
         own = _stored_reader(labelled)
         return Reading(own, forward, backward, (_as_is(own),))
     if labelled.file_ending.lower() in reader_class.supported_file_endings:
-        return Reading(wanted, forward, backward)
+        return Reading(wanted, forward, backward, () if wanted == ORIENTING_READER else _mixed(labelled))
     if wanted == ORIENTING_READER:
         raise UserError(
             f"The checkpoint was trained on volumes turned to one orientation (RAS, {wanted}), which nnU-Net cannot do "
@@ -59,7 +59,7 @@ def reading(checkpoint: Checkpoint, labelled: Labelled, wish: Wish) -> Reading:
             "lie with --orientation asis"
         )
     # Readers of volumes as they are stored give the same axes, whatever the files.
-    return Reading(_own_reader(labelled), forward, backward)
+    return Reading(_own_reader(labelled), forward, backward, _mixed(labelled))
 
 
 def _transposition(plans: Mapping[str, Any]) -> tuple[list[int], list[int]]:
@@ -73,6 +73,19 @@ def _as_is(own: str) -> str:
         "The checkpoint was trained on volumes turned to one orientation (RAS), and the dataset's are taken as they "
         f"lie in their files ({own}): where they lie otherwise, the pre-trained filters see mirrored or turned "
         "anatomy; convert the files to .nii.gz and leave --orientation asis out, or turn them to RAS yourself"
+    )
+
+
+def _mixed(labelled: Labelled) -> tuple[str, ...]:
+    """A warning where volumes that are taken as stored lie in different ways."""
+    counts = stored_orientations(labelled)
+    if len(counts) < 2:
+        return ()
+    shown = ", ".join(f"{count} {orientation}" for orientation, count in counts.items())
+    return (
+        f"The dataset's volumes are stored in different orientations ({shown}) and are taken as they are stored, as in "
+        "pre-training: the network sees turned or mirrored anatomy; bring the files to one orientation first, that of "
+        "the pre-training scans",
     )
 
 

@@ -6,8 +6,9 @@ given a copy of the model without them.
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,15 @@ from nnssl_mae.errors import UserError
 from nnssl_mae.export import scrub
 from nnssl_mae.export.about import CardWishes
 from nnssl_mae.export.finetuned_card import finetuned_card
-from nnssl_mae.export.models import DAMAGED, Model, Staged
+from nnssl_mae.export.models import DAMAGED, Model, Staged, check_plans
 from nnssl_mae.export.place import CARD, check_file, disk_in_words, picture, write_torch
 from nnssl_mae.files import as_json, read_json, unique_word, whole_file
 from nnssl_mae.folders import environment, silence
 from nnssl_mae.plans import PLANS_BLOCK
 
 _KEPT = ("network_weights", "trainer_name", "inference_allowed_mirroring_axes", "current_epoch")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+_DATASET = re.compile(r"Dataset[0-9]{3}_[\w.-]+")
 
 
 def export_model(model: Model, out: Path, console: Console, wishes: CardWishes, overwrite: bool = False) -> None:
@@ -56,6 +59,8 @@ def export_model(model: Model, out: Path, console: Console, wishes: CardWishes, 
         with whole_file(card) as written:
             written.write_text(text, encoding="utf-8")
     say(console, f"Wrote {out} (folds {', '.join(model.folds)}) and {card}: read it before you give them away.")
+    if model.left_out:
+        say(console, f"Left out: {', '.join(model.left_out)}, which nnU-Net would not take for folds.")
     if any(model.folder.glob("crossval_results_folds_*/postprocessing.pkl")):
         say(console, "Left out: postprocessing.pkl, which nnU-Net would unpickle; pass it on only to who trusts you.")
 
@@ -83,7 +88,7 @@ def _stage(model: Model, work: Path) -> Staged:
         exported = _exported(content, source / model.checkpoint)
         if staged is None:
             staged = _named(model, plans, exported, work)
-            staged.folder.mkdir(parents=True)
+            _make(staged.folder, work)
         summary = scrub.summary(read_json(source / "validation" / "summary.json", DAMAGED))
         target = staged.folder / f"fold_{fold}"
         (target / "validation").mkdir(parents=True)
@@ -111,6 +116,7 @@ def _exported(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
         raise UserError(f"{file} is not a checkpoint of nnU-Net ({', '.join(missing) or 'init_args'}); {DAMAGED}")
     arguments = {key: started_with[key] for key in ("configuration", "fold") if key in started_with}
     if isinstance(started_with.get("plans"), dict):
+        check_plans(started_with["plans"], str(file))
         arguments["plans"] = scrub.plans(started_with["plans"])
     if isinstance(started_with.get("dataset_json"), dict):
         arguments["dataset_json"] = scrub.dataset(started_with["dataset_json"])
@@ -120,20 +126,25 @@ def _exported(content: Mapping[str, Any], file: Path) -> dict[str, Any]:
 
 
 def _named(model: Model, plans: Mapping[str, Any], exported: Mapping[str, Any], work: Path) -> Staged:
-    """The names that make nnU-Net's folders: those of the folder, or where it was renamed those that were trained."""
+    """The names that make nnU-Net's folders: those of the folder, or where it was renamed those that were trained.
+
+    Raises:
+        UserError: a name that nnU-Net cannot have given, such as one that leads to another folder.
+    """
     dataset = model.folder.parent.name
-    if not dataset.startswith("Dataset"):
-        dataset = str(plans["dataset_name"])
+    if not _DATASET.fullmatch(dataset):
+        dataset = str(plans.get("dataset_name"))
     configuration = str(exported["init_args"]["configuration"])
     block = plans["configurations"].get(configuration, {}).get(PLANS_BLOCK, {})
     names = model.folder.name.split("__")
     if len(names) != 3:
         names = [
             "nnUNetTrainerMAEFinetune" if block else str(exported["trainer_name"]),
-            str(plans["plans_name"]),
+            str(plans.get("plans_name")),
             configuration,
         ]
     trainer, plans_name, configuration = names
+    _check_names(model, dataset, names)
     return Staged(
         results=work / "results",
         dataset=dataset,
@@ -146,6 +157,27 @@ def _named(model: Model, plans: Mapping[str, Any], exported: Mapping[str, Any], 
         dice={},
         trainer_to_predict=str(exported["trainer_name"]),
     )
+
+
+def _check_names(model: Model, dataset: str, names: Iterable[str]) -> None:
+    """The names become folders here and in the zip, and the model's folder may be anybody's."""
+    if not _DATASET.fullmatch(dataset) or ".." in dataset:
+        raise UserError(
+            f"{model.folder} belongs to a dataset {dataset[:80]!r}, which is no name of nnU-Net's; put the model's "
+            "folder into one that is called like the dataset, such as Dataset001_Name"
+        )
+    for kind, name in zip(("trainer", "plans", "configuration"), names, strict=True):
+        if not _NAME.fullmatch(name) or ".." in name or "__" in name:
+            raise UserError(
+                f"{model.folder} has a {kind} {name[:80]!r}, which is no name of nnU-Net's; call the model's folder "
+                "TRAINER__PLANS__CONFIGURATION, as nnU-Net does"
+            )
+
+
+def _make(folder: Path, work: Path) -> None:
+    if not folder.resolve().is_relative_to(work.resolve()):
+        raise UserError(f"{folder} would be outside the export; {DAMAGED}")
+    folder.mkdir(parents=True)
 
 
 def _dice(fold: str, summary: Mapping[str, Any]) -> dict[str, float]:

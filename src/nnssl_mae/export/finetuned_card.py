@@ -21,7 +21,7 @@ def finetuned_card(model: Model, staged: Staged, out: Path, wishes: CardWishes) 
     about = About(name=wishes.name or out.stem, data=wishes.data, licence=wishes.licence)
     configuration = model.plans["configurations"].get(staged.configuration, {})
     recipe, origin = staged.block.get("recipe") or {}, (staged.block.get("initialisation") or {}).get("origin") or {}
-    citations = list(dict.fromkeys([*recipe.get("citation", ()), *origin.get("citations", ())]))
+    citations = list(dict.fromkeys([*(recipe.get("citation") or ()), *(origin.get("citations") or ())]))
     sections = [
         ("", _what(staged)),
         ("Input and output", _input(model)),
@@ -49,7 +49,7 @@ def _what(staged: Staged) -> str:
 def _input(model: Model) -> str:
     channels = model.dataset.get("channel_names") or model.dataset.get("modality") or {}
     rows = [(f"channel {number}", name) for number, name in channels.items()]
-    rows += [(f"label {name}", value) for name, value in model.dataset.get("labels", {}).items()]
+    rows += [(f"label {name}", value) for name, value in (model.dataset.get("labels") or {}).items()]
     return table([*rows, ("files", model.dataset.get("file_ending"))])
 
 

@@ -44,7 +44,7 @@ def pretraining_card(
         ("Preprocessing", table(_preprocessing(checkpoint)) + _beyond_stock(checkpoint)),
         ("Recipe", _recipe(recipe, about)),
         ("Compute", table(_compute(about, recipe))),
-        ("Metrics", _metrics(about)),
+        ("Metrics", _metrics(about, _reconstructed(checkpoint))),
         ("How to use", _use(form)),
         ("Intended use", _INTENDED),
         ("Limits", _limits(checkpoint)),
@@ -58,8 +58,8 @@ def card(about: About, task: str, tags: Iterable[str], sections: Iterable[tuple[
     """Header, title and those sections that have a text."""
     header: dict[str, Any] = {}
     if about.licence:
-        known = about.licence.lower() in _HUB_LICENCES
-        header = {"license": about.licence.lower()} if known else {"license": "other", "license_name": about.licence}
+        hub = _hub_licence(about.licence)
+        header = {"license": hub} if hub in _HUB_LICENCES else {"license": "other", "license_name": hub}
     header |= {"library_name": "nnssl_mae", "pipeline_tag": task}
     header["tags"] = ["medical-imaging", "3d", "nnU-Net", *tags]
     lines = ["---", yaml.safe_dump(header, sort_keys=False, allow_unicode=True).strip(), "---", "", f"# {about.name}"]
@@ -69,19 +69,38 @@ def card(about: About, task: str, tags: Iterable[str], sections: Iterable[tuple[
     return "\n".join(lines) + "\n"
 
 
+def _hub_licence(licence: str) -> str:
+    """A licence's name as the hub writes names: ``CC BY-SA 4.0`` is ``cc-by-sa-4.0``."""
+    return re.sub(r"[^\w.]+|_+", "-", licence.lower()).strip("-.") or "unnamed"
+
+
 # ---------------------------------------------------------------------- sections
 
 
 def _what(checkpoint: Checkpoint, about: About) -> str:
-    ours = checkpoint.reconstruction is not None or checkpoint.origin.format == "nnssl_mae"
-    how = "Blocks of unlabelled 3D scans were hidden and reconstructed. " if ours else ""
-    source = about.source
+    how = "Blocks of unlabelled 3D scans were hidden and reconstructed. " if _reconstructed(checkpoint) else ""
     return (
         f"A 3D U-Net, pre-trained without labels ({checkpoint.origin.method or 'method ' + UNKNOWN}). {how}"
         "It segments nothing as it is: it is what fine-tuning on labelled scans starts from.\n\n"
-        f"Exported by nnssl_mae from `{source.get('label', UNKNOWN)}` ({source.get('format', UNKNOWN)}), SHA-256 "
-        f"`{source.get('sha256', UNKNOWN)}`."
+        f"Exported by nnssl_mae from {_file(about.source)}." + _before(about)
     )
+
+
+def _reconstructed(checkpoint: Checkpoint) -> bool:
+    """Whether the pre-training was a masked autoencoder; nnssl trains by other methods too."""
+    method = (checkpoint.origin.method or "").upper()
+    return checkpoint.origin.format == "nnssl_mae" or "MAE" in method or "SPARK" in method
+
+
+def _file(source: Mapping[str, Any]) -> str:
+    label, form, digest = (str(source.get(key) or UNKNOWN).replace("`", "'") for key in ("label", "format", "sha256"))
+    return f"`{label}` ({form}), SHA-256 `{digest}`"
+
+
+def _before(about: About) -> str:
+    if not about.exported_from:
+        return ""
+    return f" That file says that it was itself exported from {_file(about.exported_from)}."
 
 
 def _network(checkpoint: Checkpoint) -> Rows:
@@ -185,12 +204,16 @@ def _compute(about: About, recipe: Mapping[str, Any] | None) -> Rows:
     yield "nnssl_mae", source.get("version")
 
 
-def _metrics(about: About) -> str:
+def _metrics(about: About, reconstructed: bool) -> str:
     if not about.metrics:
         return f"{UNKNOWN.capitalize()}."
+    meaning = (
+        "They say how well hidden blocks are reconstructed, on the recipe's own masks and intensities; they"
+        if reconstructed
+        else "They"
+    )
     return table((name, f"{number:.4g}") for name, number in about.metrics.items()) + (
-        "\n\nOf the last epoch. They say how well hidden blocks are reconstructed, on the recipe's own masks and "
-        "intensities; they do not say how well a fine-tuned model segments."
+        f"\n\nOf the last epoch. {meaning} do not say how well a fine-tuned model segments."
     )
 
 

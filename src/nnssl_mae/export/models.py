@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from nnssl_mae.plans import PLANS_BLOCK
 
 DAMAGED = "copy the model's folder again"
 """What to do about it."""
+_FOLD = re.compile(r"fold_(all|0|[1-9][0-9]*)")
+"""As nnU-Net names them, so that no two are of the same number; backups such as ``fold_0_bak`` are none."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Model:
     """Such as ``0`` and ``all``."""
     checkpoint: str = CHECKPOINT
     """Name of the file in each fold."""
+    left_out: tuple[str, ...] = ()
+    """Folders that are called almost like folds and are none, such as backups."""
 
     def fold_folder(self, fold: str) -> Path:
         """Where a fold's checkpoint lies."""
@@ -79,24 +84,70 @@ def find_model(path: str) -> Model | None:
     ):
         return None
     plans, dataset = (read_json(folder / name, DAMAGED) for name in ("plans.json", "dataset.json"))
-    _check_plans(plans, folder)
+    check_plans(plans, str(folder / "plans.json"))
     if _is_pretraining(plans):
         if folder == place:
             raise UserError(
                 f"{path} is the folder of a pre-training; give the folder of its fold, such as {folder / 'fold_all'}"
             )
         return None
+    _check_dataset(dataset, folder / "dataset.json")
     model = Model(folder, plans, dataset, folds=())
     if folder == fold:
-        return replace(model, folds=_finished(model))
+        names = sorted(path.name for path in folder.glob("fold_*") if path.is_dir())
+        model = replace(model, left_out=tuple(name for name in names if not _FOLD.fullmatch(name)))
+        return replace(model, folds=_finished(model, [name for name in names if name not in model.left_out]))
     name = CHECKPOINT if place.is_dir() else place.name
-    return _with_fold(model, fold.name.removeprefix("fold_"), name)
+    match = _FOLD.fullmatch(fold.name)
+    if match is None:
+        raise UserError(
+            f"{fold} is no fold: nnU-Net calls them fold_0, fold_1 and so on, or fold_all; give one of those"
+        )
+    return _with_fold(model, match[1], name)
 
 
-def _check_plans(plans: Mapping[str, Any], folder: Path) -> None:
+def check_plans(plans: Mapping[str, Any], shown: str) -> None:
+    """Refuses plans that have not the form of nnU-Net's, as far as an export looks into them.
+
+    Args:
+        plans: of ``plans.json`` or of a checkpoint.
+        shown: what to call their file in errors.
+
+    Raises:
+        UserError: see above.
+    """
     configurations = plans.get("configurations")
     if not isinstance(configurations, dict) or not all(isinstance(each, dict) for each in configurations.values()):
-        raise UserError(f"{folder / 'plans.json'} has no configurations; {DAMAGED}")
+        raise UserError(f"{shown} has no configurations; {DAMAGED}")
+    for name, configuration in configurations.items():
+        where = f"{shown}, configuration {name},"
+        architecture = _part(configuration, "architecture", where)
+        if architecture is None and "architecture" in configuration:
+            raise UserError(f"{where} has an architecture that is null; {DAMAGED}")
+        _part(architecture, "arch_kwargs", where)
+        block = _part(configuration, PLANS_BLOCK, where)
+        recipe, initialisation = _part(block, "recipe", where), _part(block, "initialisation", where)
+        _check_texts(recipe, "citation", where)
+        _check_texts(_part(initialisation, "origin", where), "citations", where)
+
+
+def _part(content: Mapping[str, Any] | None, key: str, where: str) -> dict[str, Any] | None:
+    """What stands under a key, if it is there and not null."""
+    part = (content or {}).get(key)
+    if part is not None and not isinstance(part, dict):
+        raise UserError(f"{where} has {str(part)[:40]!r} as {key}, which should be an object; {DAMAGED}")
+    return part
+
+
+def _check_texts(content: Mapping[str, Any] | None, key: str, where: str) -> None:
+    texts = (content or {}).get(key) or []
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{where} has {key} that are no list of texts; {DAMAGED}")
+
+
+def _check_dataset(dataset: Mapping[str, Any], file: Path) -> None:
+    for key in ("labels", "channel_names", "modality"):
+        _part(dataset, key, str(file))
 
 
 def _is_pretraining(plans: Mapping[str, Any]) -> bool:
@@ -104,12 +155,13 @@ def _is_pretraining(plans: Mapping[str, Any]) -> bool:
     return any(isinstance(block, dict) and block.get("kind") == "pretrain" for block in blocks)
 
 
-def _finished(model: Model) -> tuple[str, ...]:
-    """Folds that are trained and validated; numbers first."""
-    names = sorted(path.name.removeprefix("fold_") for path in model.folder.glob("fold_*") if path.is_dir())
-    finished = tuple(fold for fold in names if not _missing(model, fold))
+def _finished(model: Model, names: Iterable[str]) -> tuple[str, ...]:
+    """Of the names of folds, those of folds that are trained and validated; numbers first."""
+    folds = [name.removeprefix("fold_") for name in names]
+    finished = tuple(fold for fold in folds if not _missing(model, fold))
     if not finished:
-        found = ", ".join(f"fold_{fold} lacks {_missing(model, fold)}" for fold in names) or "it has no fold"
+        lacking = [f"fold_{fold} lacks {_missing(model, fold)}" for fold in folds]
+        found = ", ".join(lacking + [f"{name} is no name of a fold" for name in model.left_out]) or "it has no fold"
         raise UserError(
             f"{model.folder} has no finished fold ({found}); let nnUNetv2_train end, or run it with --val for what "
             "was trained and not validated"

@@ -15,7 +15,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from nnssl_mae.checkpoints.transfer import load_into
+from nnssl_mae.downstream.preprocessed import FINGERPRINT, missing_cases
 from nnssl_mae.errors import UserError
+from nnssl_mae.files import read_json
 from nnssl_mae.plans import read_block
 from nnssl_mae.recipes.finetuning import FinetuneRecipe
 from nnssl_mae.recipes.reading import parse
@@ -84,14 +86,25 @@ class nnUNetTrainerMAEFinetune(OneHeadTrainer):
 
     def initialize(self) -> None:
         """As stock; remembers the initial weights to notice when something else replaces them."""
-        if not Path(self.preprocessed_dataset_folder).is_dir():
+        self._check_preprocessed()
+        super().initialize()
+        self._initial_weights = _summary(self.network)
+
+    def _check_preprocessed(self) -> None:
+        """Refuses cases that are missing: nnU-Net would train on those that are there, and split these only."""
+        folder = Path(self.preprocessed_dataset_folder)
+        fingerprint = Path(self.preprocessed_dataset_folder_base, FINGERPRINT)
+        problem = "" if folder.is_dir() else "is missing"
+        if folder.is_dir() and fingerprint.is_file():
+            missing, cases = missing_cases(folder, read_json(fingerprint, "extract the fingerprint again"))
+            if missing:
+                problem = f"lacks {missing} of {cases} cases: preprocessing was cut off, or the dataset has grown since"
+        if problem:
             raise UserError(
-                f"{self.preprocessed_dataset_folder} is missing; preprocess first: nnUNetv2_preprocess "
+                f"{folder} {problem}; preprocess first: nnUNetv2_preprocess "
                 f"-d {self.plans_manager.dataset_name[7:10]} -plans_name {self.plans_manager.plans_name} "
                 f"-c {self.configuration_name}"
             )
-        super().initialize()
-        self._initial_weights = _summary(self.network)
 
     # ------------------------------------------------------------------ optimiser, phases, end
 

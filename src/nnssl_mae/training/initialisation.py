@@ -63,8 +63,9 @@ def describe_initialisation(
 
 
 def _origin(origin: Mapping[str, Any]) -> str:
-    known = [origin["format"], origin["method"] or "unknown method", f"{origin['epochs'] or 'unknown'} epochs"]
-    return f"{origin['label']} ({', '.join([*known, 'SHA-256 ' + origin['sha256'][:12]])})"
+    length = "1 epoch" if origin["epochs"] == 1 else f"{origin['epochs'] or 'unknown'} epochs"
+    known = [origin["format"], origin["method"] or "unknown method", length, f"SHA-256 {origin['sha256'][:12]}"]
+    return f"{origin['label']} ({', '.join(known)})"
 
 
 def _groups(names: Iterable[str]) -> str:

@@ -55,8 +55,9 @@ def training_state(trainer: Any, trainer_name: str) -> dict[str, Any]:
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Writes by rename: a crash leaves the earlier checkpoint whole, and nothing else once the next one is written."""
     remove_leftovers(path.parent, path.name)
-    with whole_file(path) as temporary:
-        torch.save(state, temporary)
+    # Not the name: torch writes it into the file, and that of a temporary one tells the machine.
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
 
 
 def refuse_changed_plans(checkpoint: Path, now: Mapping[str, Any]) -> None:
