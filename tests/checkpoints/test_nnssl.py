@@ -17,7 +17,7 @@ from nnssl_mae.checkpoints.transfer import load_into, transfer
 from nnssl_mae.errors import UserError
 from nnssl_mae.evaluation.reconstruct import load_network
 from nnssl_mae.masking import hide
-from nnssl_mae.networks.planned import network_shape, planned_network
+from nnssl_mae.networks.planned import planned_network
 from tests.checkpoints.files import (
     KWARGS,
     PLAIN_KWARGS,
@@ -86,31 +86,25 @@ def test_the_published_network_has_its_published_size() -> None:
     assert "encoder.stages.1.blocks.0.skip.1.conv.bias" not in state
 
 
-def published_weights(width: int = 32) -> dict[str, torch.Tensor]:
-    """Names and shapes of ResEncL's file; all values are one zero, so that the file is small."""
-    kwargs = resenc_l() | {"features_per_stage": [width * n for n in (1, 2, 4, 8, 10, 10)]}
-    shape = network_shape(nnunet_architecture("ResidualEncoderUNet", kwargs, None, "x"), 1, 1)
-    zero = torch.zeros(1)
-    return {name: zero.expand(tensor.shape) for name, tensor in shape.state_dict().items()}
-
-
 @pytest.mark.parametrize("name", ["ResEncL", "NoSkipResEncL"])
-def test_the_published_network_by_name_alone(tmp_path: Path, name: str) -> None:
+def test_a_name_alone_is_the_published_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Which is tested for its size above; here it is a small one."""
+    monkeypatch.setattr("nnssl_mae.checkpoints.nnssl.resenc_l", lambda: dict(KWARGS))
     plan = adaptation_plan(architecture_plans={"arch_class_name": name, "arch_kwargs": None})
-    write_nnssl(tmp_path / "x.pth", plan, network_weights=published_weights())
+    write_nnssl(tmp_path / "x.pth", plan)
     checkpoint = read_checkpoint(tmp_path / "x.pth")
-    assert checkpoint.architecture["arch_kwargs"] == resenc_l()
-    assert len(checkpoint.weights) == 956
+    assert checkpoint.architecture["arch_kwargs"] == KWARGS
+    assert checkpoint.architecture["network_class_name"].endswith(".ResidualEncoderUNet")
 
 
 def test_weights_of_another_network_than_the_plan_describes_are_refused(tmp_path: Path) -> None:
     """A plan that lies beside the wrong file, or the weights of another width."""
-    plan = adaptation_plan(architecture_plans={"arch_class_name": "ResEncL"})
-    write_nnssl(tmp_path / "x.pth", plan)
+    write_nnssl(tmp_path / "x.pth", adaptation_plan(architecture_plans={"arch_class_name": "ResEncL"}))
     with pytest.raises(UserError, match=r"does not hold the encoder that it describes .* is missing.*of another check"):
         read_checkpoint(tmp_path / "x.pth")
-    write_nnssl(tmp_path / "x.pth", plan, network_weights=published_weights(16))
-    with pytest.raises(UserError, match=r"weight is \(16, 1, 3, 3, 3\) and should be \(32, 1, 3, 3, 3\)"):
+    wider = stock_network("ResidualEncoderUNet", KWARGS | {"features_per_stage": [8, 12, 16]}, heads=1)
+    write_nnssl(tmp_path / "x.pth", adaptation_plan(), network_weights=wider.state_dict())
+    with pytest.raises(UserError, match=r"weight is \(8, 1, 3, 3, 3\) and should be \(4, 1, 3, 3, 3\)"):
         read_checkpoint(tmp_path / "x.pth")
 
 

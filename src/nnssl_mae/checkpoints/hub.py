@@ -62,9 +62,7 @@ def fetch(where: str, usual: Sequence[str], plan_name: str, choose: Callable[[It
         if file is None:
             raise UserError(f"{wanted.shown} has no file '{name}'; look at its files on the hub and give one of them")
     commit, name = _place(file)
-    plan = _download(
-        _Wanted(wanted.repository, None, commit), str(PurePosixPath(name).with_name(plan_name)), needed=False
-    )
+    plan = _plan(_Wanted(wanted.repository, None, commit), str(PurePosixPath(name).with_name(plan_name)))
     return Fetched(file, f"hf://{wanted.repository}@{commit}", f"hf://{wanted.repository}/{name}", plan)
 
 
@@ -87,9 +85,10 @@ def _first_usual(wanted: _Wanted, names: Sequence[str]) -> Path | None:
     unreachable: UserError | None = None
     for name in names:
         try:
-            file = _download(wanted, name)
+            # The client tries for half a minute before it gives up: once is enough.
+            file = _download(wanted, name, ask=unreachable is None)
         except _Unreachable as error:  # the next may be in the cache
-            unreachable = error
+            unreachable = unreachable or error
             continue
         if file is not None:
             return file
@@ -102,20 +101,34 @@ class _Unreachable(UserError):
     """The hub cannot be asked."""
 
 
-def _download(wanted: _Wanted, name: str, needed: bool = True) -> Path | None:
+def _plan(wanted: _Wanted, name: str) -> Path | None:
+    """The adaptation plan of a commit, or None; a commit never changes, so what the cache knows of it is enough."""
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+    known = try_to_load_from_cache(wanted.repository, name, revision=wanted.revision)
+    if known is not None:
+        return None if known is _CACHED_NO_EXIST else Path(str(known))
+    try:
+        return _download(wanted, name)
+    except _Unreachable:  # the file may hold its plan; if it needs one, its reader says so
+        return None
+
+
+def _download(wanted: _Wanted, name: str, ask: bool = True) -> Path | None:
     """A file's place in the cache; None if the repository has no such file.
 
     Args:
-        needed: whether a file that is not in the cache is an error where the hub cannot be asked.
+        ask: the hub, or look into the cache only.
+
+    Raises:
+        UserError: see :func:`fetch`.
     """
     from huggingface_hub import hf_hub_download  # a third of a second, so only where it is used
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(wanted.repository, name, revision=wanted.revision))
+        return Path(hf_hub_download(wanted.repository, name, revision=wanted.revision, local_files_only=not ask))
     except LocalEntryNotFoundError as error:
-        if not needed:
-            return None
         raise _unreachable(wanted, name) from error
     except EntryNotFoundError:
         return None
