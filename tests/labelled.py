@@ -37,6 +37,8 @@ def write_labelled_with_plans(folders: Path, prepared: Path) -> Path:
     (folder / "nnUNetPlans_3d_fullres").mkdir(parents=True)
     (folder / "nnUNetPlans_3d_fullres" / "precious.b2nd").write_text("a week of preprocessing")
     (folder / "nnUNetResEncUNetLPlans.json").write_text(json.dumps(plans))
-    for source, name in ((raw, "dataset.json"), (prepared, "dataset_fingerprint.json")):
-        (folder / name).write_text((source / name).read_text())
+    (folder / "dataset.json").write_text((raw / "dataset.json").read_text())
+    fingerprint = json.loads((prepared / "dataset_fingerprint.json").read_text())
+    fingerprint |= {key: fingerprint[key][:2] for key in ("spacings", "shapes_after_crop")}
+    (folder / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
     return folder

@@ -450,3 +450,12 @@ def test_weights_that_do_not_fit_the_network_stop_with_a_sentence(dataset: Path)
     (dataset / "Treatment.json").write_text(json.dumps(plans))
     with pytest.raises(UserError, match="do not fit the network"):
         trainer(dataset).on_train_start()
+
+
+def test_preprocessing_that_was_cut_off_stops_with_a_sentence(dataset: Path) -> None:
+    made = trainer(dataset)
+    properties = sorted(Path(made.preprocessed_dataset_folder).glob("*.pkl"))
+    assert len(properties) == 2
+    properties[0].unlink()
+    with pytest.raises(UserError, match=r"lacks 1 of 2 cases.*nnUNetv2_preprocess -d 004 -plans_name Treatment"):
+        made.initialize()

@@ -136,7 +136,7 @@ def test_a_failed_write_leaves_the_earlier_checkpoint_whole(trained, monkeypatch
     before = path.read_bytes()
 
     def torn(state, target):
-        Path(target).write_bytes(b"half a file")
+        target.write(b"half a file")
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", torn)

@@ -18,6 +18,6 @@ def missing_cases(folder: Path, fingerprint: Mapping[str, Any]) -> tuple[int, in
         folder: of the preprocessed cases; may be missing.
         fingerprint: nnU-Net's, of the dataset.
     """
-    cases = len(fingerprint["spacings"])
+    cases = len(fingerprint.get("spacings", ()))
     whole = sum(file.with_suffix(".b2nd").is_file() for file in folder.glob("*.pkl")) if folder.is_dir() else 0
     return max(0, cases - whole), cases

@@ -103,7 +103,6 @@ def _check_pretraining(checkpoint: Checkpoint, source: Source, form: Form) -> No
             f"{source.shown} does not say how its scans were preprocessed, and weights without that serve nobody; put "
             f"the {PLAN} that belongs to it beside it"
         )
-    _check_memory(checkpoint, source)
     broken = [name for name, tensor in under_one_name(checkpoint.weights)[0].items() if not tensor.isfinite().all()]
     if broken:
         raise UserError(f"{source.shown} holds nan or infinite values ({broken[0]}); export an earlier checkpoint")
@@ -116,16 +115,6 @@ def _check_pretraining(checkpoint: Checkpoint, source: Source, form: Form) -> No
         )
     if form == "nnunet":
         _check_stock_takes_it(checkpoint, source)
-
-
-def _check_memory(checkpoint: Checkpoint, source: Source) -> None:
-    """A small file can hold a tensor of any size as few numbers, repeated; looking through it fills the memory."""
-    for name, tensor in checkpoint.weights.items():
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise UserError(
-                f"{source.shown} holds {name} as fewer numbers than its shape {list(tensor.shape)} has, repeated; save "
-                "its weights as plain tensors"
-            )
 
 
 def _check_stock_takes_it(checkpoint: Checkpoint, source: Source) -> None:
