@@ -162,19 +162,19 @@ def _check_divisible(patch: Sequence[int], strides: Sequence[int], block_size: i
     if all(size % unit == 0 for size, unit in zip(patch, units, strict=True)):
         if math.prod(size // block_size for size in patch) < 2:
             raise UserError(
-                f"A block of {block_size}^3 voxels is the whole patch of {_x(patch)}, so nothing would stay visible; "
-                f"the nearest that fits is --set masking.block_size={block_size // 2}"
+                f"A block of {block_size}^3 voxels is the whole patch of {sizes_in_words(patch)}, so nothing would "
+                f"stay visible; the nearest that fits is --set masking.block_size={block_size // 2}"
             )
         return
     nearest = [max(unit, round(size / unit) * unit) for size, unit in zip(patch, units, strict=True)]
-    cause, remedy = f"the network divides it by {_x(strides)}", ""
+    cause, remedy = f"the network divides it by {sizes_in_words(strides)}", ""
     if all(size % stride == 0 for size, stride in zip(patch, strides, strict=True)):
         edge = math.gcd(*patch)
         blocks = [size for size in range(1, edge) if edge % size == 0]
         closest = min(blocks, key=lambda size: abs(size - block_size))
         cause, remedy = f"blocks of {block_size}^3 voxels do not fill it", f", or --set masking.block_size={closest}"
     raise UserError(
-        f"A patch of {_x(patch)} does not fit: {cause}; the nearest that fits is "
+        f"A patch of {sizes_in_words(patch)} does not fit: {cause}; the nearest that fits is "
         f"--set network.patch_size=[{','.join(map(str, nearest))}]{remedy}"
     )
 
@@ -182,9 +182,9 @@ def _check_divisible(patch: Sequence[int], strides: Sequence[int], block_size: i
 def describe_topology(configuration: Mapping[str, Any]) -> str:
     """Patch, stages and strides in one line for people."""
     kwargs = configuration["architecture"]["arch_kwargs"]
-    strides = [_x(stride) for stride in kwargs["strides"][1:]]
+    strides = [sizes_in_words(stride) for stride in kwargs["strides"][1:]]
     return (
-        f"patch {_x(configuration['patch_size'])}, {kwargs['n_stages']} stages, "
+        f"patch {sizes_in_words(configuration['patch_size'])}, {kwargs['n_stages']} stages, "
         f"features {'-'.join(map(str, kwargs['features_per_stage']))}, strides {' '.join(strides)}"
     )
 
@@ -201,5 +201,6 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _x(numbers: Sequence[int]) -> str:
+def sizes_in_words(numbers: Sequence[int]) -> str:
+    """Such as ``160x160x160``."""
     return "x".join(str(int(number)) for number in numbers)

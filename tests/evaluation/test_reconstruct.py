@@ -47,8 +47,7 @@ def random_volume(shape: tuple[int, int, int]) -> np.ndarray:
 def test_volumes_are_those_of_the_preparation(tmp_path: Path, beyond: BeyondStock) -> None:
     checkpoint = checkpoint_of(tmp_path)
     assert checkpoint.reconstruction is not None
-    said = {"clip_percentile": beyond.clip_high, "clip_low_percentile": beyond.clip_low, "crop": beyond.crop}
-    checkpoint = replace(checkpoint, reconstruction=replace(checkpoint.reconstruction, **said))
+    checkpoint = replace(checkpoint, beyond_stock=beyond)
     scan = Scan(write_scan(tmp_path / "x.nii.gz", orientation="LPS"), "x", "x")
     data = checkpoint.data
     configuration = {
@@ -72,7 +71,7 @@ def test_volumes_are_those_of_the_preparation(tmp_path: Path, beyond: BeyondStoc
 def test_the_clip_of_the_recipe_is_known(tmp_path: Path, clip: float | None) -> None:
     checkpoint = checkpoint_of(tmp_path, data={"clip_percentile": clip})
     assert checkpoint.reconstruction is not None
-    assert BeyondStock.of(checkpoint.reconstruction) == BeyondStock(clip_high=clip)
+    assert checkpoint.beyond_stock == BeyondStock(clip_high=clip)
 
 
 def test_padding_and_excluded_voxels_do_not_count(tmp_path: Path) -> None:

@@ -71,12 +71,6 @@ class ReconstructionInfo:
     network: NetworkRecipe
     masking: MaskingRecipe
     target_normalisation: Literal["none", "block"] = "none"
-    clip_percentile: float | None = None
-    """Clip of each scan from above before nnU-Net's preprocessing, or none."""
-    clip_low_percentile: float | None = None
-    """Clip from below, or none."""
-    crop: Literal["nonzero", "foreground"] = "nonzero"
-    """What is kept of each scan, see :class:`nnssl_mae.recipes.pretraining.DataRecipe`."""
     released_s3d: bool = False
     """The network is S3D as nnssl builds it, see :mod:`nnssl_mae.checkpoints.nnssl_s3d`."""
 

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from nnssl_mae.errors import UserError
+from nnssl_mae.plans import sizes_in_words
 
 Kind = Literal["first convolution", "convolution", "transposed convolution", "vector"]
 ChannelMap = Sequence[int | None]
@@ -132,7 +133,7 @@ def fit_kernel(weight: torch.Tensor, kernel: Sequence[int]) -> Fitted | None:
     grown = any(wanted > size for size, wanted in zip(old, kernel, strict=True))
     steps = ["outer taps added to the border"] if folded else []
     steps += ["zeros around"] if grown else []
-    return Fitted(new.to(weight.dtype), f"kernel {size_in_words(old)} to {size_in_words(kernel)}: {', '.join(steps)}")
+    return Fitted(new.to(weight.dtype), f"kernel {sizes_in_words(old)} to {sizes_in_words(kernel)}: {', '.join(steps)}")
 
 
 def fit_transposed_kernel(weight: torch.Tensor, kernel: Sequence[int]) -> Fitted | None:
@@ -151,9 +152,4 @@ def fit_transposed_kernel(weight: torch.Tensor, kernel: Sequence[int]) -> Fitted
     new = new.expand(*weight.shape[:2], *kernel).to(weight.dtype)
     steps = ["taps averaged"] if any(wanted < size for size, wanted in zip(old, kernel, strict=True)) else []
     steps += ["taps repeated"] if any(wanted > size for size, wanted in zip(old, kernel, strict=True)) else []
-    return Fitted(new, f"upsampling {size_in_words(old)} to {size_in_words(kernel)}: {', '.join(steps)}")
-
-
-def size_in_words(size: Sequence[int]) -> str:
-    """Such as ``1x3x3``."""
-    return "x".join(map(str, size))
+    return Fitted(new, f"upsampling {sizes_in_words(old)} to {sizes_in_words(kernel)}: {', '.join(steps)}")

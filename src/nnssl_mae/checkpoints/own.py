@@ -91,7 +91,4 @@ def _reconstruction(recipe: Recipe) -> ReconstructionInfo:
         network=recipe.network,
         masking=recipe.masking,
         target_normalisation=recipe.loss.target_normalisation,
-        clip_percentile=recipe.data.clip_percentile,
-        clip_low_percentile=recipe.data.clip_low_percentile,
-        crop=recipe.data.crop,
     )

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from nnssl_mae.checkpoints.describe import Checkpoint
-from nnssl_mae.checkpoints.fitting import ChannelMap, Kind, check_channel_map, fit, size_in_words
+from nnssl_mae.checkpoints.fitting import ChannelMap, Kind, check_channel_map, fit
 from nnssl_mae.checkpoints.names import has_skips, under_one_name
 from nnssl_mae.errors import UserError
 from nnssl_mae.networks.planned import network_shape
-from nnssl_mae.plans import NETWORK_CLASSES
+from nnssl_mae.plans import NETWORK_CLASSES, sizes_in_words
 
 Part = Literal["encoder", "encoder+decoder"]
 What = Literal["loaded", "adapted", "random"]
@@ -120,11 +120,12 @@ class Report:
         """The parts of the network in its own order, for a person to read."""
         members: dict[str, list[Fate]] = {}
         for fate in self.fates:
-            members.setdefault(_group(fate.name), []).append(fate)
+            members.setdefault(group_of(fate.name), []).append(fate)
         return tuple(_counted(name, fates) for name, fates in members.items())
 
 
-def _group(name: str) -> str:
+def group_of(name: str) -> str:
+    """The part of the network that a tensor belongs to, such as ``encoder.stages.0`` or ``decoder.seg_layers``."""
     match = _GROUP.match(name)
     return match[0] if match else name
 
@@ -244,7 +245,7 @@ class _Matching:
         old, new = (_stride(each, int(match[1])) for each in (self.checkpoint.architecture, self.architecture))
         if old is None or new is None or old == new:
             return ""
-        return f"downsampling {size_in_words(old)} in the checkpoint, {size_in_words(new)} in the new network"
+        return f"downsampling {sizes_in_words(old)} in the checkpoint, {sizes_in_words(new)} in the new network"
 
     def ignored(self, fates: Iterable[Fate]) -> tuple[Ignored, ...]:
         """The checkpoint's tensors that go nowhere."""

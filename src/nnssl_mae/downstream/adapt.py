@@ -150,8 +150,8 @@ def _write(
     try:
         initialisation = None
         if wish.part is not None:
-            new = _write_tensors(folder, plans_name, planned.tensors, old)
-            initialisation = _initialisation(new, planned, checkpoint, wish)
+            new, digest = _write_tensors(folder, plans_name, planned.tensors, old)
+            initialisation = _initialisation(new, digest, planned, checkpoint, wish)
         planned.configuration[PLANS_BLOCK] = make_block(
             "finetune", recipe=recipe.model_dump(mode="json"), initialisation=initialisation
         )
@@ -173,7 +173,9 @@ def _tensors_of(plans: Mapping[str, Any], folder: Path, plans_name: str) -> Path
     return folder / name
 
 
-def _write_tensors(folder: Path, plans_name: str, tensors: Mapping[str, torch.Tensor], old: Path | None) -> Path:
+def _write_tensors(
+    folder: Path, plans_name: str, tensors: Mapping[str, torch.Tensor], old: Path | None
+) -> tuple[Path, str]:
     """As ``<plans_name>_init.safetensors``; under another name where the plans that are there need that file as it is.
 
     Args:
@@ -181,28 +183,31 @@ def _write_tensors(folder: Path, plans_name: str, tensors: Mapping[str, torch.Te
         plans_name: of the plans.
         tensors: by name.
         old: the file that plans of this name need until they are replaced.
+
+    Returns:
+        the file and its SHA-256.
     """
     content = safetensors.torch.save(dict(tensors), metadata={"format": "pt"})
     digest = hashlib.sha256(content).hexdigest()
     file = folder / f"{plans_name}_init.safetensors"
     if old is not None and old.is_file():
         if sha256(old) == digest:
-            return old
+            return old, digest
         if old == file:
             # No other plans can need a file of this name: theirs hold no double underscore.
             file = folder / f"{plans_name}__{digest[:8]}_init.safetensors"
     with whole_file(file) as temporary:
         temporary.write_bytes(content)
-    return file
+    return file, digest
 
 
-def _initialisation(file: Path, planned: Planned, checkpoint: Checkpoint, wish: Wish) -> dict[str, Any]:
+def _initialisation(file: Path, digest: str, planned: Planned, checkpoint: Checkpoint, wish: Wish) -> dict[str, Any]:
     """What the trainer needs to know about the tensors; without any path."""
     assert planned.report is not None
     parts = ("encoder.",) if wish.part == "encoder" else ("encoder.", "decoder.")
     return {
         "file": file.name,
-        "sha256": sha256(file),
+        "sha256": digest,
         "transfer": wish.part,
         "adapted": [{"name": fate.name, "how": fate.how} for fate in planned.report.adapted],
         "left_random": [fate.name for fate in planned.report.random if fate.name.startswith(parts)],

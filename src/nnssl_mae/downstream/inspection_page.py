@@ -19,6 +19,7 @@ from nnssl_mae.downstream.inspection import Inspection, ModeSummary, orientation
 from nnssl_mae.downstream.labelled import Labelled
 from nnssl_mae.downstream.plan import Planned
 from nnssl_mae.downstream.wish import Wish
+from nnssl_mae.plans import sizes_in_words
 
 _UNKNOWN = "not known"
 _SHOWN_IGNORED = 2
@@ -108,7 +109,7 @@ def _network(checkpoint: Checkpoint) -> str:
 def _cube(value: Any) -> str:
     """``2`` or ``1x2x2``."""
     edges = list(value) if isinstance(value, list | tuple) else [value] * 3
-    return str(edges[0]) if len(set(edges)) == 1 else "x".join(map(str, edges))
+    return str(edges[0]) if len(set(edges)) == 1 else sizes_in_words(edges)
 
 
 def _input(checkpoint: Checkpoint) -> str:
@@ -118,7 +119,9 @@ def _input(checkpoint: Checkpoint) -> str:
     data = checkpoint.data
     resampled = data["resampling_fn_data"] != "no_resampling_hack"
     spacing = f"voxels of {_mm(data['spacing'])}" if resampled else "voxels of any size (not resampled)"
-    return f"{channels}, patch {_voxels(data['patch_size'])}, {spacing}, {', '.join(data['normalization_schemes'])}"
+    return (
+        f"{channels}, patch {sizes_in_words(data['patch_size'])}, {spacing}, {', '.join(data['normalization_schemes'])}"
+    )
 
 
 def _of_plan(planned: Planned, labelled: Labelled) -> list[tuple[str, str]]:
@@ -130,7 +133,7 @@ def _of_plan(planned: Planned, labelled: Labelled) -> list[tuple[str, str]]:
     return [
         ("channels", ", ".join(f"{name}: {scheme}" for name, scheme in schemes)),
         ("voxels", _mm(configuration["spacing"])),
-        ("patch", f"{_voxels(configuration['patch_size'])}, batch {configuration['batch_size']}"),
+        ("patch", f"{sizes_in_words(configuration['patch_size'])}, batch {configuration['batch_size']}"),
         ("network", f"{kwargs['n_stages']} stages, strides {strides}"),
         ("reader", f"{planned.plans['image_reader_writer']}, axes {_order(planned.plans['transpose_forward'])}"),
         ("GPU memory", f"{memory} ({planned.gpu_memory_how})"),
@@ -192,7 +195,7 @@ def _modes(modes: Sequence[ModeSummary], wish: Wish) -> Table:
             continue
         memory = _UNKNOWN if mode.gpu_memory is None else f"{mode.gpu_memory:.1f} GB"
         taken = "-" if wish.part is None else f"{mode.from_checkpoint:.1%}"
-        table.add_row(name, _mm(mode.spacing), _voxels(mode.patch), memory, taken, str(mode.warnings))
+        table.add_row(name, _mm(mode.spacing), sizes_in_words(mode.patch), memory, taken, str(mode.warnings))
     return table
 
 
@@ -203,10 +206,6 @@ def _print_sentences(console: Console, kind: str, sentences: Sequence[str], styl
 
 def _mm(spacing: Sequence[float]) -> str:
     return "x".join(f"{edge:.3g}" for edge in spacing) + " mm"
-
-
-def _voxels(patch: Sequence[int]) -> str:
-    return "x".join(map(str, patch))
 
 
 def _order(axes: Sequence[int]) -> str:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from nnssl_mae.downstream.network import SizedNetwork, in_words
+from nnssl_mae.downstream.network import SizedNetwork
 from nnssl_mae.errors import UserError
 from nnssl_mae.networks.planned import network_shape
-from nnssl_mae.plans import NETWORK_CLASSES
+from nnssl_mae.plans import NETWORK_CLASSES, sizes_in_words
 
 SMALLEST_EDGE = 8
 """Voxels; patches are not shrunk below, or below two voxels at the lowest resolution."""
@@ -162,7 +162,7 @@ class Fitting:
         return found
 
     def _too_little(self, size: Size, patch_is_fixed: bool, batch: int | None) -> UserError:
-        patch = in_words(size.network.patch)
+        patch = sizes_in_words(size.network.patch)
         asked = "" if patch_is_fixed else "the smallest, "
         remedy = "" if batch == 1 else f"; with --batch 1, {self._needs(replace(size, batch=1)):.2g} GB"
         remedy += "; or a smaller --patch" if patch_is_fixed else ""

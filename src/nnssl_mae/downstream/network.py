@@ -10,6 +10,7 @@ from typing import Any
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
 from nnssl_mae.errors import UserError
+from nnssl_mae.plans import sizes_in_words
 
 _MIN_FEATURE_MAP_EDGE = 4  # as all planners of nnU-Net
 _MAX_WIDTH = 320  # of nnU-Net's 3D networks
@@ -59,8 +60,9 @@ def as_trained(architecture: Mapping[str, Any], patch: Sequence[int]) -> SizedNe
         if math.prod(nearest) == math.prod(units):  # normalising over one voxel is impossible
             nearest = [2 * unit for unit in units]
         raise UserError(
-            f"A patch of {in_words(patch)} does not fit the network, which divides it by {in_words(units)} and needs "
-            f"more than one voxel at its lowest resolution; the nearest that fits is --patch {_spaced(nearest)}"
+            f"A patch of {sizes_in_words(patch)} does not fit the network, which divides it by {sizes_in_words(units)} "
+            "and needs more than one voxel at its lowest resolution; the nearest that fits is --patch "
+            f"{_spaced(nearest)}"
         )
     return SizedNetwork(dict(architecture), tuple(int(edge) for edge in patch))
 
@@ -83,7 +85,7 @@ def continued(architecture: Mapping[str, Any], spacing: Sequence[float], patch: 
     stages = len(strides)
     if stages < 2:
         raise UserError(
-            f"A patch of {in_words(patch)} is too small for a network with two stages; the nearest that fits is "
+            f"A patch of {sizes_in_words(patch)} is too small for a network with two stages; the nearest that fits is "
             f"--patch {_spaced([max(int(edge), 3 * _MIN_FEATURE_MAP_EDGE) for edge in patch])}"
         )
     kwargs = dict(architecture["arch_kwargs"])
@@ -120,11 +122,6 @@ def _as_list(value: Any, length: int) -> list[int]:
 
 def _per_axis(value: Any) -> tuple[int, ...]:
     return (value,) * _AXES if isinstance(value, int) else tuple(value)
-
-
-def in_words(sizes: Sequence[int]) -> str:
-    """Such as ``160x160x160``."""
-    return "x".join(str(int(size)) for size in sizes)
 
 
 def _spaced(sizes: Sequence[int]) -> str:

@@ -19,13 +19,13 @@ from nnssl_mae.downstream.axes import Geometry, geometry, reordered
 from nnssl_mae.downstream.dangers import NO_RESAMPLING, beyond_stock, dangers
 from nnssl_mae.downstream.labelled import Labelled
 from nnssl_mae.downstream.memory import DEFAULT_BATCH, Fitting, Size, gpu_memory
-from nnssl_mae.downstream.network import SizedNetwork, as_trained, continued, in_words
+from nnssl_mae.downstream.network import SizedNetwork, as_trained, continued
 from nnssl_mae.downstream.normalisation import Normalisation, normalisation
 from nnssl_mae.downstream.reading import Reading, reading
 from nnssl_mae.downstream.wish import Wish
 from nnssl_mae.errors import UserError
 from nnssl_mae.networks.planned import network_shape
-from nnssl_mae.plans import CONFIGURATION, data_identifier
+from nnssl_mae.plans import CONFIGURATION, data_identifier, sizes_in_words
 
 _ENOUGH = 0.5  # of the weights to transfer
 _RESAMPLING_KEYS = tuple(
@@ -219,8 +219,8 @@ def _size(
     if wish.patch is not None and start.patch != tuple(wish.patch):
         nearest = " ".join(map(str, start.patch))
         raise UserError(
-            f"A patch of {in_words(wish.patch)} does not fit the strides that nnU-Net plans for it, "
-            f'{in_words(start.divisors)}; the nearest that fits is --patch "{nearest}"'
+            f"A patch of {sizes_in_words(wish.patch)} does not fit the strides that nnU-Net plans for it, "
+            f'{sizes_in_words(start.divisors)}; the nearest that fits is --patch "{nearest}"'
         )
     if wish.gpu_memory is None:
         size = Size(start, DEFAULT_BATCH if wish.batch is None else wish.batch)
@@ -239,8 +239,8 @@ def _size(
         return size, notes
     return size, [
         *notes,
-        f"The patch was made smaller to fit {wish.gpu_memory:g} GB: {in_words(size.network.patch)} instead of "
-        f"{in_words(start.patch)}",
+        f"The patch was made smaller to fit {wish.gpu_memory:g} GB: {sizes_in_words(size.network.patch)} instead of "
+        f"{sizes_in_words(start.patch)}",
     ]
 
 
@@ -250,10 +250,10 @@ def _mostly_padding(network: SizedNetwork, median_shape: Sequence[float]) -> lis
     enough = [min(edge, max(2, math.ceil(median / unit)) * unit) for edge, median, unit in sizes]
     if math.prod(network.patch) < 2 * math.prod(enough):
         return []
-    scans = in_words([round(edge) for edge in median_shape])
+    scans = sizes_in_words([round(edge) for edge in median_shape])
     return [
-        f"Patches of {in_words(network.patch)} voxels are mostly padding around this dataset's scans ({scans} in the "
-        f'median once preprocessed): --patch "{" ".join(map(str, enough))}" holds them too and is faster'
+        f"Patches of {sizes_in_words(network.patch)} voxels are mostly padding around this dataset's scans ({scans} in "
+        f'the median once preprocessed): --patch "{" ".join(map(str, enough))}" holds them too and is faster'
     ]
 
 
@@ -295,4 +295,4 @@ def _plans(
 def _how_measured(gigabytes: float | None, size: Size) -> str:
     if gigabytes is None:
         return "unknown: nnU-Net's estimate does not know this network"
-    return f"nnU-Net's own estimate for a patch of {in_words(size.network.patch)} and a batch of {size.batch}"
+    return f"nnU-Net's own estimate for a patch of {sizes_in_words(size.network.patch)} and a batch of {size.batch}"

@@ -33,10 +33,9 @@ from nnssl_mae.evaluation.reconstruct import (
     load_network,
     preprocess_as_trained,
     reconstruct,
-    reconstruction_info,
 )
 from nnssl_mae.scans.measure import measure_scan
-from nnssl_mae.scans.preprocess import BeyondStock, orientation_of
+from nnssl_mae.scans.preprocess import orientation_of
 
 _FILES = ("preview.png", "input.nii.gz", "hidden_input.nii.gz", "reconstruction.nii.gz", "combined.nii.gz")
 
@@ -71,7 +70,7 @@ def preview(
     found = find_scans(sources)
     _check_formats(found.scans)
     _check_outputs(found.scans, out)
-    _check_scans(found.scans, checkpoint, path)
+    _check_scans(found.scans, checkpoint)
     network = load_network(checkpoint, path).to(where)
     for note in (*_notes(checkpoint), *(f"{mask} is an exclusion mask by its name." for mask in found.lonely_masks)):
         say(console, note, style="yellow")
@@ -142,10 +141,10 @@ def _check_outputs(scans: Sequence[Scan], out: Path) -> None:
             )
 
 
-def _check_scans(scans: Sequence[Scan], checkpoint: Checkpoint, path: Path) -> None:
+def _check_scans(scans: Sequence[Scan], checkpoint: Checkpoint) -> None:
     """Looks at every scan, so that a bad one stops all before anything is written."""
     orientation = orientation_of(str(checkpoint.plans["image_reader_writer"]))
-    beyond_stock = BeyondStock.of(reconstruction_info(checkpoint, path))
+    beyond_stock = checkpoint.beyond_stock
     found = [measure_scan(scan, orientation, intensity_samples=1, beyond_stock=beyond_stock) for scan in scans]
     problems = [f"{scan.path} {scan.problem}" for scan in found if scan.problem]
     if problems:

@@ -22,7 +22,7 @@ from nnssl_mae.networks.pretraining import PretrainingNetwork, pretraining_netwo
 from nnssl_mae.objectives import denormalise_blocks, reconstruction_metrics
 from nnssl_mae.patches.augmentation import crop
 from nnssl_mae.scans.foreground import foreground_mask
-from nnssl_mae.scans.preprocess import BeyondStock, Preprocessed, preprocess
+from nnssl_mae.scans.preprocess import Preprocessed, preprocess
 
 Volume = NDArray[np.float32]
 _CONFIGURATION = "pretraining"
@@ -148,9 +148,7 @@ def _misfit(network: nn.Module, checkpoint: Checkpoint) -> str:
 def preprocess_as_trained(scan: Scan, checkpoint: Checkpoint) -> Preprocessed:
     """What the network would have been trained on, had the scan been there."""
     manager = PlansManager(_preprocessing_plans(checkpoint))
-    info = checkpoint.reconstruction
-    beyond_stock = None if info is None else BeyondStock.of(info)
-    return preprocess(scan, manager, manager.get_configuration(_CONFIGURATION), beyond_stock)
+    return preprocess(scan, manager, manager.get_configuration(_CONFIGURATION), checkpoint.beyond_stock)
 
 
 def _preprocessing_plans(checkpoint: Checkpoint) -> dict[str, Any]:

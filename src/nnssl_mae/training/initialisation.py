@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ import safetensors
 import safetensors.torch
 import torch
 
+from nnssl_mae.checkpoints.transfer import group_of
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import sha256
-
-_GROUP = re.compile(r"\w+\.(?:stages|transpconvs)\.\d+|\w+\.\w+|\w+")
 
 
 def read_tensors(file: Path, digest: str) -> dict[str, torch.Tensor]:
@@ -72,8 +70,7 @@ def _groups(names: Iterable[str]) -> str:
     """``encoder.stages.0 (8), ...``: tensors counted by the part of the network they belong to."""
     counts: dict[str, int] = {}
     for name in names:
-        match = _GROUP.match(name)
-        group = match[0] if match else name
+        group = group_of(name)
         counts[group] = counts.get(group, 0) + 1
     return ", ".join(f"{group} ({count})" for group, count in counts.items()) or "none"
 
