@@ -23,7 +23,7 @@ _FIRST_WITH_ORIGIN = 3  # before, plans did not tell what of a network stays ran
 CONFIGURATION = "3d_fullres_mae"
 PRETRAINING_PLANS = "nnsslMAEPlans"
 STOCK_PLANS = ("nnUNetResEncUNetLPlans", "nnUNetResEncUNetMPlans", "nnUNetResEncUNetXLPlans", "nnUNetPlans")
-_OTHER_FILES = ("dataset", "dataset_fingerprint", "splits_final", "request", "selection")  # beside the plans, .json too
+_OTHER_FILES = ("dataset", "dataset_fingerprint", "splits_final", "nnssl_folds", "request", "selection")  # beside plans
 NETWORK_CLASSES = {
     "resenc": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
     "plain": "dynamic_network_architectures.architectures.unet.PlainConvUNet",

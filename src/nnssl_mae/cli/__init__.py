@@ -5,11 +5,22 @@ from __future__ import annotations
 import sys
 from itertools import takewhile
 
-from nnssl_mae.cli import benching, checking, checkpoints, preparing, scanning, training
+from nnssl_mae.cli import benching, checking, checkpoints, few_labels, preparing, scanning, training
 from nnssl_mae.cli.app import app
 from nnssl_mae.errors import ResumableError, UserError
 
-__all__ = ["app", "benching", "checking", "checkpoints", "join_numbers", "main", "preparing", "scanning", "training"]
+__all__ = [
+    "app",
+    "benching",
+    "checking",
+    "checkpoints",
+    "few_labels",
+    "join_numbers",
+    "main",
+    "preparing",
+    "scanning",
+    "training",
+]
 
 
 def main() -> None:
@@ -31,7 +42,7 @@ _TRY_AGAIN = 75  # EX_TEMPFAIL: what is done stays
 _INTERRUPTED = 130
 
 
-_NUMBERS_AFTER = {"--spacing": 3, "--patch": 3, "--clip-percentiles": 2, "--channel-map": 99}
+_NUMBERS_AFTER = {"--spacing": 3, "--patch": 3, "--clip-percentiles": 2, "--channel-map": 99, "--labelled": 99}
 
 
 def join_numbers(arguments: list[str]) -> list[str]:

@@ -1,0 +1,54 @@
+"""``nnssl-mae splits`` as it is typed, and what it prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import nnssl_mae.cli.few_labels
+from nnssl_mae.cli.app import app
+from nnssl_mae.errors import UserError
+from nnssl_mae.few_labels.splits_file import SPLITS
+from tests.few_labels.tiny_dataset import write_dataset
+
+assert nnssl_mae.cli.few_labels
+
+
+def _run(*arguments: str) -> str:
+    result = CliRunner(env={"COLUMNS": "120"}).invoke(app, ["splits", "-d", "4", "-np", "1", *arguments])
+    if result.exception is not None:
+        raise result.exception
+    return result.output
+
+
+@pytest.mark.parametrize("labelled", ["1 2 5", "1,2,5", "5, 1 2 2"])
+def test_the_page_tells_the_folds_and_the_command(nnunet_folders: Path, labelled: str) -> None:
+    dataset = write_dataset(nnunet_folders)
+    page = _run("--labelled", labelled, "--repeats", "2", "--seed", "0")
+    lines = [line.split()[:3] for line in page.splitlines() if line.strip()[:2] == "10"]
+    assert lines == [[str(100 + n), str(count), str(n % 2)] for n, count in enumerate((1, 1, 2, 2, 5, 5))]
+    assert "nnUNetv2_train 4 3d_fullres 100" in page
+    assert "those of fold 0" in page
+    assert f"Wrote 6 folds to {dataset / SPLITS}" in page
+    assert "nothing changed" in _run("--labelled", labelled, "--repeats", "2")
+
+
+def test_a_dry_run_says_so(nnunet_folders: Path) -> None:
+    dataset = write_dataset(nnunet_folders)
+    assert "Nothing was written (--dry-run): 3 of these folds" in _run("--labelled", "1", "--dry-run")
+    assert not (dataset / SPLITS).exists()
+
+
+def test_missing_labels_are_warned_of(nnunet_folders: Path) -> None:
+    write_dataset(nnunet_folders, voxels={"case04": {1: 3}, "case09": {2: 5}})
+    page = _run("--labelled", "1", "--repeats", "1")
+    assert "Warning: a network cannot learn labels" in page
+
+
+@pytest.mark.parametrize("labelled", ["", "x", "0", "-1", "1.5", "1 two"])
+def test_counts_that_are_none(nnunet_folders: Path, labelled: str) -> None:
+    write_dataset(nnunet_folders)
+    with pytest.raises(UserError, match=f"--labelled {labelled} is not possible"):
+        _run(f"--labelled={labelled}")
