@@ -452,7 +452,12 @@ def test_fold_all_is_warned_of() -> None:
     assert any("Fold all" in note and "training cases" in note for note in notes)
 
 
-@pytest.mark.parametrize("control", ["MEA", []])
+def test_without_a_control_there_are_means_and_ranks_and_no_pairs() -> None:
+    comparison = compare(_three_datasets(), (), resamples=FEW)
+    assert comparison.pairs.empty and comparison.cells["mean"].notna().all() and comparison.ranks["rank"].notna().all()
+
+
+@pytest.mark.parametrize("control", ["MEA", ["scratch", "MEA"]])
 def test_a_control_that_is_no_arm_is_refused_with_the_arms(control: object) -> None:
     with pytest.raises(UserError, match="scratch, MAE"):
         compare(_two_arms(COLUMN, COLUMN), control)  # type: ignore[arg-type]

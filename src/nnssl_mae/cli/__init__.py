@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from itertools import takewhile
 
-from nnssl_mae.cli import benching, checking, checkpoints, few_labels, preparing, scanning, training
+from nnssl_mae.cli import benching, checking, checkpoints, comparing, few_labels, preparing, scanning, training
 from nnssl_mae.cli.app import app
 from nnssl_mae.errors import ResumableError, UserError
 
@@ -14,6 +14,7 @@ __all__ = [
     "benching",
     "checking",
     "checkpoints",
+    "comparing",
     "few_labels",
     "join_numbers",
     "main",

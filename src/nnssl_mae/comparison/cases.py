@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from nnssl_mae.comparison.scores import METRICS
+from nnssl_mae.comparison.kinds import METRICS
 from nnssl_mae.errors import UserError
 
 TEXT_COLUMNS = ["dataset", "arm", "replicate", "fold", "subject", "case", "label", "failure"]

@@ -9,12 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from nnssl_mae.comparison.groups import Group
-from nnssl_mae.comparison.scores import (
-    METRICS,
-    Metric,
-    on_common_entries,
-    spread_of_difference_over_seeds,
-)
+from nnssl_mae.comparison.kinds import METRICS, Metric
+from nnssl_mae.comparison.scores import on_common_entries, spread_of_difference_over_seeds
 from nnssl_mae.comparison.statistics import (
     MINIMUM_SUBJECTS,
     Interval,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from nnssl_mae.comparison.holes import words
-from nnssl_mae.comparison.scores import METRICS, Axes, Metric, Scores, axes_of, scores_of
+from nnssl_mae.comparison.kinds import METRICS, Metric
+from nnssl_mae.comparison.scores import Axes, Scores, axes_of, scores_of
 
 
 @dataclass(frozen=True)

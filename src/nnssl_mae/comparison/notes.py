@@ -8,7 +8,7 @@ import pandas as pd
 
 from nnssl_mae.comparison.contrasts import ALL_DATASETS
 from nnssl_mae.comparison.groups import Group
-from nnssl_mae.comparison.scores import METRICS
+from nnssl_mae.comparison.kinds import METRICS
 from nnssl_mae.comparison.statistics import MINIMUM_SUBJECTS
 
 _ONLY_NOT_CHECKED = "Overlap between pre-training and test data was not checked."

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from nnssl_mae.comparison.groups import Group
-from nnssl_mae.comparison.scores import METRICS, Metric, Scores, on_common_entries
+from nnssl_mae.comparison.kinds import METRICS, Metric
+from nnssl_mae.comparison.scores import Scores, on_common_entries
 from nnssl_mae.comparison.statistics import average_ranks
 
 RANK_COLUMNS = ["labelled", "metric", "arm", "rank", "n_datasets"]

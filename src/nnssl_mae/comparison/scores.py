@@ -16,43 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from nnssl_mae.comparison.kinds import Metric
 from nnssl_mae.comparison.statistics import Numbers
 
 Codes = npt.NDArray[np.intp]
 Seed = tuple[str, int | None]
 """Replicate and repeat."""
 Name = TypeVar("Name", bound=Hashable)
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How one metric is read.
-
-    Attributes:
-        name: column of the table of cases.
-        higher_is_better: False for distances.
-        best: the value of a perfect segmentation.
-        words: name and unit behind a number in a sentence.
-        factor: what scores are multiplied with in sentences.
-    """
-
-    name: str
-    higher_is_better: bool
-    best: float
-    words: str
-    factor: float
-
-    def gain(self, difference: float) -> float:
-        """The difference with the sign that is positive where the first arm is better."""
-        return difference if self.higher_is_better else -difference
-
-
-METRICS = (
-    Metric("dice", True, 1.0, "Dice", 100.0),
-    Metric("nsd", True, 1.0, "NSD", 100.0),
-    Metric("hd95", False, 0.0, "mm HD95", 1.0),
-    Metric("lesion_f1", True, 1.0, "lesion F1", 100.0),
-)
 
 
 @dataclass(frozen=True)

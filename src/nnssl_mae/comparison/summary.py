@@ -83,7 +83,8 @@ def compare(
 
     Args:
         cases: one row = one case x one label of one run, as `measure` gives it.
-        control: the arm or arms that the others are compared with; controls are not compared with each other.
+        control: the arm or arms that the others are compared with; controls are not compared with each other. With none
+            there are no pairs.
         seed: of the bootstrap.
         resamples: of the bootstrap.
         overlap: for each arm a sentence on overlap between pre-training and test data, None if nobody checked.
@@ -117,6 +118,6 @@ def compare(
 def _known_controls(control: str | Sequence[str], arms: Sequence[str]) -> tuple[str, ...]:
     controls = tuple(dict.fromkeys([control] if isinstance(control, str) else control))
     unknown = [name for name in controls if name not in arms]
-    if unknown or not controls:
-        raise UserError(f"{unknown[0] if unknown else 'No arm'} cannot be the control; choose among {', '.join(arms)}.")
+    if unknown:
+        raise UserError(f"{unknown[0]} cannot be the control; choose among {', '.join(arms)}.")
     return controls

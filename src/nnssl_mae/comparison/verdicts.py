@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from nnssl_mae.comparison.contrasts import Contrast, Outcome
-from nnssl_mae.comparison.scores import Metric
+from nnssl_mae.comparison.kinds import Metric
 from nnssl_mae.comparison.statistics import detectable_difference, smallest_p, standard_error
 
 LEVEL = 0.05

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import torch
 from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
+from nnssl_mae.comparison.convergence import read_epochs
 from nnssl_mae.demo.data import LABELLED_FOLDER, TRAINING_PREFIX, UNLABELLED, UNLABELLED_NAME
 from nnssl_mae.errors import UserError
 from nnssl_mae.plans import CONFIGURATION
@@ -110,27 +109,11 @@ def read_pretraining_curves(out: Path) -> Curves:
 
 
 def read_finetuning_curves(folder: Path) -> Curves:
-    """From nnU-Net's text logs: its checkpoints hold numpy scalars, which only unpickling could read."""
-    epochs: dict[int, dict[str, float]] = {}
-    epoch = -1
-    # A resumed training writes a second log that repeats the last epochs; the later numbers count.
-    for log in sorted(folder.glob("training_log_*.txt")):
-        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-            if match := re.search(r"\bEpoch (\d+)\s*$", line):
-                epoch = int(match.group(1))
-            elif match := re.search(r": (train_loss|val_loss|Pseudo dice) (.+)$", line):
-                epochs.setdefault(epoch, {})[match.group(1)] = _mean_of_numbers(match.group(2))
-    whole = [epochs[number] for number in sorted(epochs) if len(epochs[number]) == 3]
+    """From nnU-Net's text logs, every finished epoch."""
+    whole = list(read_epochs(folder).values())
     if not whole:
         raise UserError(f"{folder} holds no nnU-Net training log with a finished epoch; run the demo again")
     return Curves(*([row[key] for row in whole] for key in ("train_loss", "val_loss", "Pseudo dice")))
-
-
-def _mean_of_numbers(text: str) -> float:
-    """Mean of the numbers in '0.5' or '[np.float32(0.5), nan]', leaving nan out."""
-    numbers = [float(n) for n in re.findall(r"(?:^|[\[(, ])(-?\d+(?:\.\d*)?(?:e-?\d+)?|nan)(?=$|[\]), ])", text)]
-    numbers = [n for n in numbers if not math.isnan(n)]
-    return sum(numbers) / len(numbers) if numbers else math.nan
 
 
 def newest_preview(out: Path) -> Path:

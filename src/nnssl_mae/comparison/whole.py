@@ -1,0 +1,151 @@
+"""The whole of ``nnssl-mae compare``: find, measure, summarise, print, write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from nnssl_mae.comparison.convergence import curves
+from nnssl_mae.comparison.measure import MetricOptions, measure
+from nnssl_mae.comparison.page import About
+from nnssl_mae.comparison.runs import Found, Request, Run, Unfinished, find_runs
+from nnssl_mae.comparison.summary import Comparison, compare
+from nnssl_mae.comparison.tables import print_comparison
+from nnssl_mae.comparison.write import check_folder, open_folder, write_comparison
+from nnssl_mae.console import say
+from nnssl_mae.errors import UserError
+from nnssl_mae.files import read_json
+from nnssl_mae.plans import PLANS_BLOCK
+
+CACHE = "cache"
+HOW_TO_CHECK = (
+    "What a model was pre-trained on stands neither in its plans nor in its checkpoint, so this comparison cannot know "
+    "whether pre-training saw test images. To be sure, make the pre-training data with nnssl-mae prepare "
+    "--exclude-dataset NUMBER of each labelled dataset: it leaves out scans whose voxels equal those of one of its "
+    "images, and other scans of these subjects."
+)
+_FROM_SCRATCH = "trained from scratch by its plans, so there is none."
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a user asks of a comparison."""
+
+    request: Request
+    controls: tuple[str, ...] = ()
+    """Arms that the others are compared with; without any there are means and ranks only."""
+    metrics: MetricOptions = field(default_factory=MetricOptions)
+    seed: int = 0
+    """Of the bootstrap."""
+    resamples: int = 10000
+    """Of the bootstrap."""
+    uneven_replicates: bool = False
+    """Arms may have different numbers of replicates."""
+
+
+def run_comparison(wish: Wish, out: Path, workers: int, console: Console) -> Path:
+    """Compares, prints tables and writes everything into a folder; killed, it goes on with what is measured.
+
+    Returns:
+        the path of the page.
+
+    Raises:
+        UserError: nothing to compare, a control that is no arm, results that cannot be read, or a folder that has other
+            content; in the last case, and if nothing is found, nothing is written.
+    """
+    check_folder(out)
+    found = find_runs(wish.request)
+    _check_controls(wish.controls, [*(run.arm for run in found.runs), *(hole.arm for hole in found.unfinished)])
+    open_folder(out, _asked(wish))
+    cases = measure(found.runs, wish.metrics, out / CACHE, workers, console)
+    comparison = _summary(wish, found, cases)
+    learning = curves(found.runs)
+    page = write_comparison(out, comparison, cases, learning, _about(wish, found))
+    print_comparison(comparison, console)
+    for note in (*found.notes, HOW_TO_CHECK):
+        say(console, f"  {note}")
+    say(console, f"\nOpen {page}")
+    return page
+
+
+def _summary(wish: Wish, found: Found, cases: Any) -> Comparison:
+    comparison = compare(
+        cases,
+        wish.controls,
+        seed=wish.seed,
+        resamples=wish.resamples,
+        overlap=_overlap(found.runs),
+        uneven_replicates=wish.uneven_replicates,
+        unfinished=_expected(found, wish.uneven_replicates),
+    )
+    order = [*wish.request.arms, *(arm for held in wish.request.held_out for arm in held.predictions)]
+    arms = tuple(sorted(comparison.arms, key=lambda arm: order.index(arm) if arm in order else len(order)))
+    return replace(comparison, arms=arms)
+
+
+def _expected(found: Found, uneven_replicates: bool) -> list[Unfinished]:
+    """What is missing; where arms may have different numbers of replicates, not a replicate that never was."""
+    if not uneven_replicates:
+        return list(found.unfinished)
+    begun = {(run.dataset, run.arm) for run in found.runs}
+    there = {(run.dataset, run.arm, run.replicate) for run in found.runs}
+    return [
+        hole
+        for hole in found.unfinished
+        if (hole.dataset, hole.arm) not in begun or (hole.dataset, hole.arm, hole.replicate) in there
+    ]
+
+
+def _check_controls(controls: Sequence[str], arms: Sequence[str]) -> None:
+    for control in controls:
+        if control not in arms:
+            raise UserError(f"--control {control} is no arm; there are: {', '.join(dict.fromkeys(arms))}")
+
+
+def _overlap(runs: Sequence[Run]) -> Mapping[str, str | None]:
+    """Of each arm what is known on overlap: nothing, or that our plans say it was not pre-trained."""
+    scratch = dict.fromkeys(dict.fromkeys(run.arm for run in runs), True)
+    for run in runs:
+        scratch[run.arm] &= run.model is not None and _is_from_scratch(run.model.parent)
+    return {arm: _FROM_SCRATCH if known else None for arm, known in scratch.items()}
+
+
+def _is_from_scratch(model: Path) -> bool:
+    """Whether plans of ours say so; other plans do not tell what nnU-Net's ``-pretrained_weights`` was given."""
+    if not (model / "plans.json").is_file():
+        return False
+    plans: Any = read_json(model / "plans.json", "train the model again, or leave it out with --arm")
+    for key in ("configurations", model.name.split("__")[-1], PLANS_BLOCK):
+        plans = plans.get(key) if isinstance(plans, Mapping) else None
+    return isinstance(plans, Mapping) and plans.get("kind") == "finetune" and plans.get("initialisation") is None
+
+
+def _about(wish: Wish, found: Found) -> About:
+    replicates: dict[str, list[str]] = {}
+    for run in found.runs:
+        replicates.setdefault(run.arm, []).append(run.replicate)
+    named = {arm: ", ".join(dict.fromkeys(names)) for arm, names in replicates.items()}
+    metrics = wish.metrics
+    remarks = [f"NSD: surface Dice at a tolerance of {metrics.tolerance_mm:g} mm."]
+    if metrics.lesions:
+        remarks.append(f"Lesion F1 of {', '.join(metrics.lesions)}: connected components, found if they overlap.")
+    remarks.append(f"Bootstrap: {wish.resamples:,} resamples, seed {wish.seed}.")
+    return About(arms=named, remarks=(*remarks, *found.notes, HOW_TO_CHECK))
+
+
+def _asked(wish: Wish) -> dict[str, Any]:
+    """For the folder's marker: what was asked for, without folders of this machine."""
+    request = wish.request
+    return {
+        "datasets": [*request.datasets, *(held.dataset for held in request.held_out)],
+        "arms": dict(request.arms) or sorted({arm for held in request.held_out for arm in held.predictions}),
+        "controls": list(wish.controls),
+        "folds": list(request.folds),
+        "metrics": asdict(wish.metrics),
+        "seed": wish.seed,
+        "resamples": wish.resamples,
+    }

@@ -1,0 +1,151 @@
+"""``nnssl-mae compare`` on result folders as nnU-Net leaves them."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+
+from nnssl_mae import cli
+from nnssl_mae.cli import comparing  # noqa: F401  (registers the verb)
+from tests.comparison.results import write_few_label_map, write_run, write_test_predictions
+
+DATASET, TRAINER, CONFIGURATION = "Dataset004_Tiny", "nnUNetTrainerOfOthers", "3d_fullres"
+SPACING = (1.0, 1.0, 1.0)
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("raw", "preprocessed", "results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    return tmp_path
+
+
+@pytest.fixture
+def compare(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs the verb in this process; returns exit code, stdout and stderr."""
+    monkeypatch.setenv("COLUMNS", "110")
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["nnssl-mae", "compare", *map(str, arguments), "-np", "1"])
+        with pytest.raises(SystemExit) as exit_info:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(exit_info.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def volumes(missed: int, fold: int = 0, count: int = 7) -> tuple[dict, dict]:
+    """References, each a cube, and predictions that miss some of its slices (case by case one more or less)."""
+    references, predictions = {}, {}
+    for number in range(count):
+        truth = np.zeros((8, 8, 8), dtype=np.uint8)
+        truth[1:7, 2:6, 2:6] = 1
+        answer = truth.copy()
+        answer[1 : 1 + missed + number % 2] = 0
+        references[f"case_{fold}{number}"], predictions[f"case_{fold}{number}"] = truth, answer
+    return references, predictions
+
+
+def model(root: Path, plans: str, missed: int, fold: int = 0, **options) -> Path:
+    references, predictions = volumes(missed, fold)
+    return write_run(root, DATASET, TRAINER, plans, CONFIGURATION, fold, references, predictions, SPACING, **options)
+
+
+def test_the_whole_command(root: Path, compare: Command) -> None:
+    log = "x: Epoch 0 \nx: train_loss 0.1\nx: val_loss 0.1\nx: Pseudo dice [np.float32(0.5)] \n"
+    for plans, missed in (("good", 1), ("poor", 3)):
+        folder = model(root, plans, missed)
+        (folder / "training_log_2026_1_1_00_00_00.txt").write_text(log)
+    arms = ("--arm", "mae=*__good__*", "--arm", "scratch=*__poor__*", "--control", "scratch")
+    code, said, error = compare("-d", 4, *arms, "-o", root / "out")
+    assert (code, error) == (0, "")
+    assert "mae against scratch" in said and "better than scratch" in said
+    assert "not checked" in said and "--exclude-dataset" in said and "No run is missing." in said
+    pairs = pandas.read_csv(root / "out" / "pairs.csv").set_index("metric")
+    # Of six slices, 1 or 2 and 3 or 4 are missed: Dice 10/11 or 8/10 and 6/9 or 4/8, better in all seven cases.
+    expected = (4 * (10 / 11 - 6 / 9) + 3 * (8 / 10 - 4 / 8)) / 7
+    assert pairs.loc["dice", "difference"] == pytest.approx(expected)
+    assert pairs.loc["dice", "better"] == 7 and pairs.loc["hd95", "better"] == 7
+    assert {path.stem for path in (root / "out" / "figures").glob("*.svg")} == {"differences_to_scratch", "convergence"}
+    assert pandas.read_csv(root / "out" / "convergence.csv")["step"].tolist() == [250, 250]
+    assert "<html" in (root / "out" / "compare.html").read_text(encoding="utf-8")
+    code, said, _ = compare("-d", 4, "-o", root / "out")  # again, other arms, into the same folder
+    assert code == 0 and "--control" in said and f"{TRAINER}__good__{CONFIGURATION}" in said
+
+
+def test_a_fold_that_did_not_end_is_a_hole_and_not_a_smaller_mean(root: Path, compare: Command) -> None:
+    for plans, missed in (("good", 1), ("poor", 3)):
+        model(root, plans, missed)
+        model(root, plans, missed, fold=1, finished=False)
+    arms = ("--arm", "mae=*__good__*", "--arm", "scratch=*__poor__*", "--control", "scratch")
+    code, said, error = compare("-d", 4, *arms, "-o", root / "out")
+    assert (code, error) == (0, "")
+    assert "missing: fold 1" in said and "training has not ended" in said
+    means = pandas.read_csv(root / "out" / "means.csv")
+    assert means["mean"].isna().all() and means["hole"].str.contains("fold 1").all()
+    assert len(pandas.read_csv(root / "out" / "holes.csv")) == 2
+    assert "better than" not in said
+    code, said, _ = compare("-d", 4, *arms, "--fold", 0, "-o", root / "out")
+    assert code == 0 and "better than scratch" in said
+
+
+def test_few_label_folds_make_a_curve(root: Path, compare: Command) -> None:
+    references, _ = volumes(1)
+    for plans, gain in (("good", 1), ("poor", 0)):
+        for fold, missed in ((100, 3), (101, 2)):
+            _, predictions = volumes(missed - gain)
+            write_run(root, DATASET, TRAINER, plans, CONFIGURATION, fold, references, predictions, SPACING)
+    folds = {"100": {"labelled": 1, "repeat": 0}, "101": {"labelled": 3, "repeat": 0}}
+    write_few_label_map(root, DATASET, folds, {case: case for case in references})
+    code, said, _ = compare("-d", 4, "--control", f"{TRAINER}__poor__{CONFIGURATION}", "-o", root / "out")
+    assert code == 0 and f"{DATASET}, 1 labelled" in said and f"{DATASET}, 3 labelled" in said
+    assert (root / "out" / "figures" / "few_labels.png").is_file()
+
+
+def test_predictions_of_a_test_set(root: Path, compare: Command) -> None:
+    references, good = volumes(1)
+    _, poor = volumes(3)
+    write_test_predictions(root / "truth", references, SPACING)
+    write_test_predictions(root / "good", good, SPACING)
+    write_test_predictions(root / "poor", {name: poor[name] for name in list(poor)[1:]}, SPACING)
+    given = ("--predictions", f"mae={root / 'good'}", "--predictions", f"scratch={root / 'poor'}")
+    code, said, error = compare(*given, "--references", root / "truth", "--control", "scratch", "-o", root / "out")
+    assert (code, error) == (0, "")
+    assert "better than scratch" in said and "case case_00: no prediction" in said
+    failed = pandas.read_csv(root / "out" / "cases.csv", keep_default_na=False).query("failure != ''")
+    assert failed["dice"].astype(float).tolist() == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["-d", 4, "--arm", "mae"], "not NAME=VALUE"),
+        (["-d", 4, "--arm", "a=*", "--arm", "a=x"], "given twice"),
+        (["-d", 4, "--arm", "mae=*__none__*"], "matches no model"),
+        (["-d", 4, "--control", "scratch"], "--control scratch is no arm"),
+        (["-d", 4, "--predictions", "a=b"], "without --references"),
+        (["-d", 4, "-d", 5, "--predictions", "a=b", "--references", "."], "one -d"),
+        (["-d", 4, "--arm", "a=*", "--predictions", "a=b", "--references", "."], "leave them out"),
+        ([], "nothing to compare"),
+    ],
+)
+def test_bad_requests_get_a_sentence_and_write_nothing(
+    root: Path, compare: Command, arguments: list[object], sentence: str
+) -> None:
+    model(root, "good", 1)
+    code, _, error = compare(*arguments, "-o", root / "out")
+    assert code == 2 and sentence in error and error.count("\n") == 1
+    assert not (root / "out").exists()
+
+
+def test_a_folder_of_something_else_is_refused(root: Path, compare: Command) -> None:
+    model(root, "good", 1)
+    code, _, error = compare("-d", 4, "-o", root / "results")
+    assert code == 2 and "no comparison" in error
+    assert {path.name for path in (root / "results").iterdir()} == {DATASET}
