@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from nnssl_mae.bench.measuring import Timing, alternately, environment, one_core, print_table
-from nnssl_mae.demo.anatomy import load_anatomy
+from nnssl_mae.brains.anatomy import load_anatomy
 from nnssl_mae.masking import block_edges
 from nnssl_mae.patches.index import CaseIndex
 from nnssl_mae.patches.loader import PatchSettings, TrainingBatches

@@ -1,1 +1,1 @@
-"""Semi-synthetic brains from a real template, and the demonstration that uses them."""
+"""The demonstration: its data, its stages and its report."""

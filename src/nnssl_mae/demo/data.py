@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import nibabel
 import numpy as np
-from numpy.typing import NDArray
 
-from nnssl_mae.demo.anatomy import LABEL_NAMES, Anatomy, find_real_scans, load_anatomy
-from nnssl_mae.demo.brains import STYLES, render_brain, sample_appearance
+from nnssl_mae.brains.anatomy import LABEL_NAMES, find_real_scans, load_anatomy
+from nnssl_mae.brains.writing import Subject, write_dataset_json, write_subjects, write_volume
 from nnssl_mae.demo.size import DemoSize
 from nnssl_mae.files import write_json
 
@@ -26,18 +21,6 @@ LABELLED_FOLDER = Path("nnUNet_raw") / f"Dataset{LABELLED}_{LABELLED_NAME}"
 
 # Which set a brain belongs to is part of its seed, so no subject can be in two sets.
 _PRETRAINING, _TRAINING, _TEST, _VALIDATION = 0, 1, 2, 3
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One brain to write; ``label`` is None for an unlabelled one. Paths are relative to ``OUT``."""
-
-    seed: tuple[int, int, int]
-    image: Path
-    label: Path | None
-    styles: tuple[str, ...] = STYLES
-    lesions: tuple[int, int] = (0, 7)
-    thick_slices: float = 0.25
 
 
 def list_subjects(size: DemoSize) -> list[Subject]:
@@ -63,43 +46,21 @@ def list_subjects(size: DemoSize) -> list[Subject]:
 
 def write_data(out: Path, size: DemoSize, on_line: Callable[[str], None]) -> None:
     """Write every scan, ``dataset.json`` and ``subjects.json``; ``on_line`` is told about each finished scan."""
-    anatomy = load_anatomy(size.resolution)
     subjects = list_subjects(size)
-    write = partial(write_subject, out, anatomy)
-    # Spawned, not forked: the progress display runs a thread, and a fork may copy a lock that is held.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(size.workers, mp_context=context) as pool:
-        for done, line in enumerate(pool.map(write, subjects), 1):
-            on_line(f"{done} of {len(subjects)}: {line}")
+    write_subjects(out, {"icbm": load_anatomy(size.resolution)}, subjects, size.workers, on_line)
     for name, source in find_real_scans().items():
         on_line(f"real scan: {write_real_scan(source, out / SCANS, name)}")
-    write_dataset_json(out / LABELLED_FOLDER, size.training + size.validation)
+    write_dataset_json(out / LABELLED_FOLDER, size.training + size.validation, LABEL_NAMES)
     write_split(out / LABELLED_FOLDER)
     write_json(out / "subjects.json", [{"seed": s.seed, "image": s.image.as_posix()} for s in subjects])
-
-
-def write_subject(out: Path, anatomy: Anatomy, subject: Subject) -> str:
-    """Render and write one brain; returns a line about it."""
-    rng = np.random.default_rng(subject.seed)
-    appearance = sample_appearance(rng, subject.styles, subject.lesions, subject.thick_slices)
-    image, labels = render_brain(anatomy, appearance)
-    _write_volume(out / subject.image, image, anatomy.affine)
-    if subject.label is not None:
-        _write_volume(out / subject.label, labels, anatomy.affine)
-    return f"{subject.image.name} ({appearance.style}, {len(appearance.lesions)} lesions)"
 
 
 def write_real_scan(source: Path, scans: Path, name: str) -> str:
     """Copy a real scan into the collection, in RAS order like the others; returns its name."""
     scan = nibabel.as_closest_canonical(nibabel.load(source))
     path = scans / f"sub-{name}" / "anat" / f"sub-{name}_T1w.nii.gz"
-    _write_volume(path, np.asarray(scan.get_fdata(), dtype=np.float32), scan.affine)
+    write_volume(path, np.asarray(scan.get_fdata(), dtype=np.float32), scan.affine)
     return path.name
-
-
-def _write_volume(path: Path, volume: NDArray[np.float32] | NDArray[np.uint8], affine: NDArray[np.float64]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(nibabel.Nifti1Image(volume, affine), path)
 
 
 def write_split(folder: Path) -> None:
@@ -110,14 +71,3 @@ def write_split(folder: Path) -> None:
         for part, prefix in (("train", TRAINING_PREFIX), ("val", VALIDATION_PREFIX))
     }
     write_json(folder / "splits_final.json", [fold])
-
-
-def write_dataset_json(folder: Path, cases: int) -> None:
-    """nnU-Net's description of the labelled dataset."""
-    content = {
-        "channel_names": {"0": "MRI"},
-        "labels": {name: label for label, name in LABEL_NAMES.items()},
-        "numTraining": cases,
-        "file_ending": ".nii.gz",
-    }
-    write_json(folder / "dataset.json", content)

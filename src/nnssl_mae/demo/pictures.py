@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from nnssl_mae.demo.anatomy import CSF, GREY_MATTER, LABEL_NAMES, LESION, WHITE_MATTER
+from nnssl_mae.brains.anatomy import CSF, GREY_MATTER, LABEL_NAMES, LESION, WHITE_MATTER
 from nnssl_mae.demo.results import PRETRAINED, SCRATCH, Curves, HeldOutCase
 from nnssl_mae.demo.scores import VOTE, label_means
 

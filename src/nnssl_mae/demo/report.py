@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from nnssl_mae import __version__
+from nnssl_mae.brains.anatomy import LABEL_NAMES
 from nnssl_mae.demo import page
-from nnssl_mae.demo.anatomy import LABEL_NAMES
 from nnssl_mae.demo.data import SCANS
 from nnssl_mae.demo.pictures import brains_figure, curves_figure, dice_figure, segmentation_figure
 from nnssl_mae.demo.results import (

