@@ -53,6 +53,15 @@ def test_a_recipe_that_counts_in_volumes_has_no_known_number_of_steps(tmp_path: 
     assert read_checkpoint(tmp_path / "x.pth").origin.steps == 40
 
 
+@pytest.mark.parametrize("excluded", [None, [], ["Dataset004_Hippocampus"]])
+def test_what_was_kept_out_of_pretraining_comes_along(tmp_path: Path, excluded: list[str] | None) -> None:
+    write_own(tmp_path / "x.pth", tiny_recipe())
+    content = torch.load(tmp_path / "x.pth", weights_only=True)
+    content["nnssl_mae"]["excluded_datasets"] = excluded
+    torch.save(content, tmp_path / "x.pth")
+    assert read_checkpoint(tmp_path / "x.pth").origin.as_json()["excluded_datasets"] == excluded
+
+
 def test_what_stock_nnunet_cannot_repeat_is_described(tmp_path: Path) -> None:
     write_own(tmp_path / "x.pth", tiny_recipe(data={"clip_percentile": 99.0, "crop": "foreground"}))
     beyond = read_checkpoint(tmp_path / "x.pth").beyond_stock

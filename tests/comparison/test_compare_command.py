@@ -1,5 +1,6 @@
 """``nnssl-mae compare`` on result folders as nnU-Net leaves them."""
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,6 @@ import pandas
 import pytest
 
 from nnssl_mae import cli
-from nnssl_mae.cli import comparing  # noqa: F401  (registers the verb)
 from tests.comparison.results import write_few_label_map, write_run, write_test_predictions
 
 DATASET, TRAINER, CONFIGURATION = "Dataset004_Tiny", "nnUNetTrainerOfOthers", "3d_fullres"
@@ -120,6 +120,26 @@ def test_predictions_of_a_test_set(root: Path, compare: Command) -> None:
     assert "better than scratch" in said and "case case_00: no prediction" in said
     failed = pandas.read_csv(root / "out" / "cases.csv", keep_default_na=False).query("failure != ''")
     assert failed["dice"].astype(float).tolist() == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("initialisation", "sentence"),
+    [
+        (None, "trained from scratch by its plans"),
+        ({"origin": {"excluded_datasets": [DATASET, "Dataset007_Other"]}}, f"scans of {DATASET} were kept out"),
+        ({"origin": {"excluded_datasets": ["Dataset007_Other"]}}, "was not checked"),
+        ({"origin": {}}, "was not checked"),
+    ],
+)
+def test_what_the_plans_say_of_overlap_is_printed(
+    root: Path, compare: Command, initialisation: dict[str, object] | None, sentence: str
+) -> None:
+    file = model(root, "good", 1).parent / "plans.json"
+    plans = json.loads(file.read_text())
+    plans["configurations"] = {CONFIGURATION: {"nnssl_mae": {"kind": "finetune", "initialisation": initialisation}}}
+    file.write_text(json.dumps(plans))
+    code, said, _ = compare("-d", 4, "-o", root / "out")
+    assert code == 0 and sentence in " ".join(said.split())
 
 
 @pytest.mark.parametrize(

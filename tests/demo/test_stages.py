@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from nnssl_mae.demo.results import PRETRAINED, SCRATCH
-from nnssl_mae.demo.running import OnLine, Stage, read_record, resolve, run_stages, stage_environment
+from nnssl_mae.demo.running import OnLine, Stage, read_record, run_stages, stage_environment
 from nnssl_mae.demo.size import SMALL
 from nnssl_mae.demo.stages import plan_stages, run_demo
 from nnssl_mae.errors import UserError
@@ -112,11 +112,6 @@ def test_work_reports_lines_and_redrawn_lines_are_lines(tmp_path: Path) -> None:
     run([Stage("work", "Work", work=work), bar], tmp_path)
     assert (tmp_path / "logs" / "work.log").read_text() == "one of [2]\n"
     assert (tmp_path / "logs" / "bar.log").read_text().splitlines()[1:] == ["10%", "20%", "30%"]
-
-
-def test_unknown_program_is_named() -> None:
-    with pytest.raises(UserError, match="no-such-program"):
-        resolve(("no-such-program",))
 
 
 def test_environment_keeps_nnunet_inside_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from nnssl_mae.scans import prepare as prepare_module
 from nnssl_mae.scans.left_out import LeftOut
 from nnssl_mae.scans.prepare import Prepared, prepare, prepare_folders
 from nnssl_mae.scans.records import stored_rows
-from nnssl_mae.scans.request import Request
+from nnssl_mae.scans.request import Request, excluded_from
 from tests.conftest import TINY_LIMITS
 from tests.scans.catalogues import catalogue_of, files_of, one_by_one
 from tests.scans.preparation import command
@@ -522,6 +522,7 @@ def test_scans_of_a_test_set_that_were_left_out_do_not_come_back_by_a_forgotten_
     prepare(catalogue_of(lab.scans), request, Console(quiet=True), leak)
     assert lab.cases() == ["s0", "s2"]
     assert not list(lab.final.rglob("s1*.b2nd"))
+    assert excluded_from(lab.final) == ("Dataset004",), "its name is not known here"
     with pytest.raises(UserError, match="was prepared with --exclude-dataset 4, and without it scans of that dataset"):
         lab.prepare()
     assert lab.cases() == ["s0", "s2"]

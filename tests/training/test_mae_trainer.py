@@ -117,6 +117,7 @@ def test_the_checkpoint_is_safe_to_read_and_names_no_path_and_no_subject(trained
     for key in ("network_weights", "nnssl_adaptation_plan", "citations", "nnssl_mae", "init_args", "trainer_name"):
         assert key in content
     assert content["nnssl_mae"]["epochs_done"] == 3
+    assert content["nnssl_mae"]["excluded_datasets"] == []
     assert content["nnssl_adaptation_plan"]["architecture_plans"]["arch_class_name"] == "ResidualEncoderUNet"
 
 

@@ -97,10 +97,13 @@ class Origin:
     """What to cite when the weights are used."""
     licence: str | None = None
     """SPDX name of the weights' licence; None is unknown."""
+    excluded_datasets: tuple[str, ...] | None = None
+    """Labelled datasets whose scans were kept out of pre-training; None is unknown."""
 
     def as_json(self) -> dict[str, Any]:
         """For plans and checkpoints: plain values only."""
-        return {**asdict(self), "citations": list(self.citations)}
+        excluded = None if self.excluded_datasets is None else list(self.excluded_datasets)
+        return {**asdict(self), "citations": list(self.citations), "excluded_datasets": excluded}
 
 
 def _all_stock() -> BeyondStock:

@@ -71,7 +71,7 @@ def _described(content: Mapping[str, Any], source: Source) -> Checkpoint:
 
 
 def _origin(content: Mapping[str, Any], block: Mapping[str, Any], source: Source) -> Origin:
-    licence, epochs = content.get("licence"), int(block["epochs_done"])
+    licence, epochs, excluded = content.get("licence"), int(block["epochs_done"]), block.get("excluded_datasets")
     iterations = block["recipe"]["schedule"]["iterations"]  # or 'dataset': as many as there are volumes
     return Origin(
         format="nnssl_mae",
@@ -83,6 +83,7 @@ def _origin(content: Mapping[str, Any], block: Mapping[str, Any], source: Source
         version=str(block["version"]),
         citations=tuple(map(str, content.get("citations", ()))),
         licence=None if licence is None else str(licence),
+        excluded_datasets=None if excluded is None else tuple(map(str, excluded)),
     )
 
 

@@ -5,7 +5,18 @@ from __future__ import annotations
 import sys
 from itertools import takewhile
 
-from nnssl_mae.cli import benching, checking, checkpoints, comparing, few_labels, preparing, scanning, training
+from nnssl_mae.cli import (
+    benching,
+    checking,
+    checkpoints,
+    comparing,
+    few_labels,
+    preparing,
+    probing,
+    scanning,
+    study,
+    training,
+)
 from nnssl_mae.cli.app import app
 from nnssl_mae.errors import ResumableError, UserError
 
@@ -19,7 +30,9 @@ __all__ = [
     "join_numbers",
     "main",
     "preparing",
+    "probing",
     "scanning",
+    "study",
     "training",
 ]
 
@@ -33,7 +46,7 @@ def main() -> None:
         sys.exit(_TRY_AGAIN if isinstance(error, ResumableError) else 2)
     except SystemExit as end:
         if end.code == _INTERRUPTED:  # typer catches Ctrl-C and says nothing
-            goes_on = sys.argv[1:2] in (["scan"], ["prepare"])
+            goes_on = sys.argv[1:2] in (["scan"], ["prepare"], ["compare"], ["study"])
             hint = "; the same command goes on where this one stopped" if goes_on else ""
             print(f"nnssl-mae: Interrupted{hint}.", file=sys.stderr)
         raise

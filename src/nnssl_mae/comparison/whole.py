@@ -23,12 +23,12 @@ from nnssl_mae.plans import PLANS_BLOCK
 
 CACHE = "cache"
 HOW_TO_CHECK = (
-    "What a model was pre-trained on stands neither in its plans nor in its checkpoint, so this comparison cannot know "
-    "whether pre-training saw test images. To be sure, make the pre-training data with nnssl-mae prepare "
-    "--exclude-dataset NUMBER of each labelled dataset: it leaves out scans whose voxels equal those of one of its "
-    "images, and other scans of these subjects."
+    "Whether pre-training saw test images is known only where its data were made with nnssl-mae prepare "
+    "--exclude-dataset NUMBER of the labelled dataset: it leaves out scans whose voxels equal those of one of its "
+    "images, and other scans of these subjects; plans made from such a checkpoint say so."
 )
 _FROM_SCRATCH = "trained from scratch by its plans, so there is none."
+_KEPT_OUT = "checked: by its plans, scans of {datasets} were kept out of pre-training (equal voxels, same subjects)."
 
 
 @dataclass(frozen=True)
@@ -107,21 +107,30 @@ def _check_controls(controls: Sequence[str], arms: Sequence[str]) -> None:
 
 
 def _overlap(runs: Sequence[Run]) -> Mapping[str, str | None]:
-    """Of each arm what is known on overlap: nothing, or that our plans say it was not pre-trained."""
-    scratch = dict.fromkeys(dict.fromkeys(run.arm for run in runs), True)
+    """Of each arm what is known on overlap: what is true of every run of it, or nothing."""
+    found: dict[str, set[str | None]] = {}
     for run in runs:
-        scratch[run.arm] &= run.model is not None and _is_from_scratch(run.model.parent)
-    return {arm: _FROM_SCRATCH if known else None for arm, known in scratch.items()}
+        found.setdefault(run.arm, set()).add(None if run.model is None else _overlap_of(run.model.parent, run.dataset))
+    known = {arm: sentences - {_FROM_SCRATCH} or {_FROM_SCRATCH} for arm, sentences in found.items()}
+    return {
+        arm: None if None in sentences else " ".join(sorted(filter(None, sentences)))
+        for arm, sentences in known.items()
+    }
 
 
-def _is_from_scratch(model: Path) -> bool:
-    """Whether plans of ours say so; other plans do not tell what nnU-Net's ``-pretrained_weights`` was given."""
+def _overlap_of(model: Path, dataset: str) -> str | None:
+    """What plans of ours say; other plans do not tell what nnU-Net's ``-pretrained_weights`` was given."""
     if not (model / "plans.json").is_file():
-        return False
+        return None
     plans: Any = read_json(model / "plans.json", "train the model again, or leave it out with --arm")
     for key in ("configurations", model.name.split("__")[-1], PLANS_BLOCK):
         plans = plans.get(key) if isinstance(plans, Mapping) else None
-    return isinstance(plans, Mapping) and plans.get("kind") == "finetune" and plans.get("initialisation") is None
+    if not isinstance(plans, Mapping) or plans.get("kind") != "finetune":
+        return None
+    if plans.get("initialisation") is None:
+        return _FROM_SCRATCH
+    excluded = plans["initialisation"]["origin"].get("excluded_datasets") or ()
+    return _KEPT_OUT.format(datasets=dataset) if dataset in excluded else None
 
 
 def _about(wish: Wish, found: Found) -> About:

@@ -11,7 +11,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import short_hash, write_json
+from nnssl_mae.study.programs import resolve
 
 Command = tuple[str, ...]
 OnLine = Callable[[str], None]
@@ -177,21 +177,6 @@ def _work(
 def _failure(stage: Stage, log: Path, lines: Sequence[str], what: str) -> UserError:
     tail = "".join(f"\n  {line}" for line in lines)
     return UserError(f"The demonstration stopped in '{stage.title}': {what}. The whole output is in {log}.{tail}")
-
-
-def resolve(command: Command) -> list[str]:
-    """The program file for the command's name: beside this Python, or else on the path.
-
-    Raises:
-        UserError: there is no such program.
-    """
-    name, *arguments = command
-    if name == "nnssl-mae":
-        return [sys.executable, "-m", "nnssl_mae", *arguments]
-    program = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
-    if program is None:
-        raise UserError(f"The command {name} is not installed beside {sys.executable}; run pip install nnunetv2")
-    return [program, *arguments]
 
 
 def stream(command: Sequence[str], folder: Path, environment: dict[str, str], on_line: OnLine) -> int:

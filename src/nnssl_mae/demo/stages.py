@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from nnssl_mae import __version__
-from nnssl_mae.demo.anatomy import find_real_scans
+from nnssl_mae.brains.anatomy import find_real_scans
 from nnssl_mae.demo.data import LABELLED, LABELLED_FOLDER, SCANS, UNLABELLED, UNLABELLED_NAME, write_data
 from nnssl_mae.demo.report import write_report
 from nnssl_mae.demo.results import ARMS, FOLD, PRETRAINED_FOLDER, TEST_IMAGES, Arm

@@ -22,6 +22,7 @@ from nnssl_mae.downstream.wish import Wish
 from nnssl_mae.plans import sizes_in_words
 
 _UNKNOWN = "not known"
+_NOT_KEPT_OUT = "no labelled dataset, as far as the file says"
 _SHOWN_IGNORED = 2
 
 
@@ -86,6 +87,10 @@ def _of_checkpoint(found: Inspection) -> list[tuple[str, str]]:
         ("input", _input(checkpoint)),
         ("orientation", orientation(checkpoint)),
         ("reconstruction", "nnssl-mae preview shows it" if checkpoint.reconstruction else _cannot(checkpoint)),
+        (
+            "kept out",
+            _NOT_KEPT_OUT if not origin.excluded_datasets else f"scans of {', '.join(origin.excluded_datasets)}",
+        ),
         ("licence", origin.licence or "not stated"),
         ("to cite", "; ".join(origin.citations) or "not stated"),
         ("SHA-256", origin.sha256),

@@ -240,7 +240,7 @@ def _copies(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone().contiguous() for name, tensor in under_one_name(weights)[0].items()}
 
 
-_BLOCK_KEYS = ("schema", "version", "torch", "recipe", "epochs_done", "validation_loss")
+_BLOCK_KEYS = ("schema", "version", "torch", "recipe", "epochs_done", "validation_loss", "excluded_datasets")
 
 
 def _our_block(block: Mapping[str, Any]) -> dict[str, Any]:

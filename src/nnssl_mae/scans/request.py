@@ -12,7 +12,7 @@ from typing import Any
 from nnssl_mae.catalogue.table import Catalogue
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import as_json, read_json, short_hash
-from nnssl_mae.folders import dataset_name
+from nnssl_mae.folders import dataset_name, datasets_with_number
 from nnssl_mae.plans import CONFIGURATION
 from nnssl_mae.recipes.pretraining import Recipe
 from nnssl_mae.recipes.reading import parse_recipe
@@ -78,7 +78,9 @@ class Request:
 
     def stored(self) -> bytes:
         """The content of ``request.json``: what decides the dataset besides the scans. No paths."""
-        content = {"schema": _SCHEMA, "dataset": self.dataset, "exclude_datasets": sorted(set(self.exclude_datasets))}
+        excluded = sorted(set(self.exclude_datasets))
+        content = {"schema": _SCHEMA, "dataset": self.dataset, "exclude_datasets": excluded}
+        content["excluded"] = [_name_of(number) for number in excluded]
         return as_json({**content, "recipe": self.recipe.model_dump(mode="json")})
 
     def selection_of(self, catalogue: Catalogue) -> bytes:
@@ -86,6 +88,24 @@ class Request:
         rows = catalogue.rows[_SELECTING].astype(str).to_numpy().tolist()
         options = [sorted(set(self.exclude_datasets)), list(self.selection)]
         return as_json({"selection": short_hash([rows, options], 64)})
+
+
+def _name_of(number: int) -> str:
+    """``Dataset004_Hippocampus``; of a dataset that is not here, or not the only one, its number: ``Dataset004``."""
+    names = datasets_with_number(number)
+    return names[0] if len(names) == 1 else f"Dataset{number:03d}"
+
+
+def excluded_from(folder: Path) -> tuple[str, ...] | None:
+    """Names of the labelled datasets whose scans a prepared dataset was kept free of; None if it does not tell.
+
+    Raises:
+        UserError: its ``request.json`` is damaged.
+    """
+    if not (folder / REQUEST).is_file():
+        return None
+    excluded = read_json(folder / REQUEST, "prepare the dataset again").get("excluded")
+    return None if excluded is None else tuple(map(str, excluded))
 
 
 def _number_of(case: str) -> int:

@@ -37,6 +37,7 @@ from nnssl_mae.patches.loader import (
 from nnssl_mae.patches.splits import Split, continued_split, read_split, split_cases, subjects_of, write_split
 from nnssl_mae.plans import PLANS_SCHEMA, read_block
 from nnssl_mae.recipes.reading import parse_recipe
+from nnssl_mae.scans.request import excluded_from
 from nnssl_mae.training.logger import METRICS, PretrainingLogger, keep_paths_out_of_wandb
 from nnssl_mae.training.one_head_trainer import OneHeadTrainer
 from nnssl_mae.training.optimisers import EpochSchedule, make_optimizer
@@ -393,6 +394,7 @@ class nnUNetTrainerMAE(OneHeadTrainer):
             self.plans_manager.plans, self.configuration_name, self.num_input_channels
         )
         state["citations"] = list(self.recipe.citation)
+        excluded = excluded_from(Path(self.preprocessed_dataset_folder_base))
         state["nnssl_mae"] = {
             "schema": PLANS_SCHEMA,
             "version": __version__,
@@ -400,6 +402,7 @@ class nnUNetTrainerMAE(OneHeadTrainer):
             "recipe": self.recipe.model_dump(mode="json"),
             "epochs_done": self.current_epoch + 1,
             "validation_loss": float(self.logger.get_value("val_losses", step=-1)),
+            "excluded_datasets": None if excluded is None else list(excluded),
         }
         write_checkpoint(Path(filename), state)
 

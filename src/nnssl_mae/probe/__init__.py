@@ -1,0 +1,1 @@
+"""Whether a pre-trained network is worth fine-tuning, in minutes."""

@@ -1,0 +1,285 @@
+"""``nnssl-mae probe`` from checkpoint to verdict."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from nnssl_mae.catalogue.find import Scan
+from nnssl_mae.checkpoints.read import read_checkpoint
+from nnssl_mae.errors import UserError
+from nnssl_mae.evaluation.reconstruct import Hiding, reconstruct
+from nnssl_mae.probe import volumes
+from nnssl_mae.probe.collapse import Use
+from nnssl_mae.probe.encoders import pretrained_encoder, random_encoder
+from nnssl_mae.probe.linear_probe import Marks
+from nnssl_mae.probe.reconstruction import NETWORK, reconstructing, reconstructions
+from nnssl_mae.probe.result import Collapse, LinearProbe, Probed
+from nnssl_mae.probe.run import Wishes, as_document, probe
+from nnssl_mae.probe.verdict import is_collapsed, trend, verdict
+from nnssl_mae.probe.volumes import prepared_scan
+from tests.checkpoints.files import tiny_recipe, write_own
+from tests.probe.test_labels import write_pair
+from tests.tiny_scans import tiny_scan, write_labelled
+
+
+def quiet() -> Console:
+    return Console(quiet=True)
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """Two scans with labels, in ``images`` and ``labels``."""
+    for name in ("a", "b"):
+        write_pair(tmp_path, name=name)
+    return tmp_path
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    write_own(tmp_path / "x.pth", tiny_recipe())
+    return tmp_path / "x.pth"
+
+
+def wishes_of(folder: Path, **others: object) -> Wishes:
+    usual: dict = {"scans": (folder / "images",), "labels": folder / "labels", "ratios": (0.5,)}
+    return Wishes(**{**usual, **others})
+
+
+def test_a_pre_trained_checkpoint_end_to_end(
+    tmp_path: Path, pretrained: Path, scans_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    for index in range(8):
+        nibabel.save(tiny_scan(index)[1], labels / f"sub-{index:02d}_T1w.nii.gz")
+    wishes = Wishes(scans=(scans_folder,), labels=labels, most_scans=3, ratios=(0.3, 0.9))
+    (found,) = probe([str(pretrained)], wishes, Console(width=120), tmp_path / "out", "cpu")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"probe.json", "probe.png"}
+    assert found.reconstructions is not None
+    assert [at.ratio for at in found.reconstructions.at] == [0.3, 0.75, 0.9]
+    assert found.linear is not None
+    assert found.linear.covered == 1
+    assert set(found.linear.trained.dice) == {"1", "2"}
+    assert 0 < found.linear.trained.mean_dice < 1
+    written = json.loads((tmp_path / "out" / "probe.json").read_text())
+    assert written["checkpoints"][0]["verdict"]["worth"] in ("yes", "no")
+    assert str(tmp_path) not in (tmp_path / "out" / "probe.json").read_text()
+    printed = capsys.readouterr().out
+    assert "linear probe Dice" in printed
+    assert "worth fine-tuning" in printed.lower()
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_does_not(pairs: Path, checkpoint: Path) -> None:
+    def numbers(seed: int) -> str:
+        wishes = wishes_of(pairs, seed=seed)
+        return json.dumps(as_document(probe([str(checkpoint)], wishes, quiet(), device="cpu"), wishes)["checkpoints"])
+
+    assert numbers(0) == numbers(0)
+    assert numbers(0) != numbers(1)
+
+
+def test_untrained_networks_are_seeded_and_differ(checkpoint: Path) -> None:
+    architecture = read_checkpoint(checkpoint).architecture
+
+    def weights(seed: int) -> torch.Tensor:
+        return torch.cat(
+            [parameter.detach().flatten() for parameter in random_encoder(architecture, 1, seed).parameters()]
+        )
+
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    torch.testing.assert_close(weights(0), weights(0), rtol=0, atol=0)
+    assert not torch.equal(weights(0), weights(1))
+    assert torch.equal(before, torch.get_rng_state())  # nobody else's draws are changed
+
+
+def test_every_filter_of_an_untrained_network_is_at_work(checkpoint: Path) -> None:
+    encoder = random_encoder(read_checkpoint(checkpoint).architecture, 1, 0)
+    patch = torch.randn(1, 1, 16, 16, 16)
+    before = encoder(patch)[-1]
+    with torch.no_grad():
+        encoder.stages[-1].blocks[0].conv2.conv.weight.mul_(-1)
+    assert not torch.allclose(before, encoder(patch)[-1])
+
+
+def test_the_encoder_is_the_one_that_was_pre_trained(tmp_path: Path) -> None:
+    network = write_own(tmp_path / "x.pth", tiny_recipe())
+    patch = torch.randn(1, 1, 16, 16, 16)
+    found = pretrained_encoder(read_checkpoint(tmp_path / "x.pth"), "x")(patch)
+    for ours, theirs in zip(found, network.encode(patch, torch.zeros(1, 1, 4, 4, 4, dtype=torch.bool)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("target", ["none", "block"])
+def test_the_network_is_judged_as_in_the_preview(tmp_path: Path, target: str) -> None:
+    write_own(tmp_path / "x.pth", tiny_recipe(loss={"target_normalisation": target}))
+    checkpoint = read_checkpoint(tmp_path / "x.pth")
+    image, _ = write_pair(tmp_path)
+    scan = prepared_scan(Scan(image, "x", "x"), checkpoint, None, "x")
+    network = reconstructing(checkpoint)
+    assert not isinstance(network, str)
+    *_, found = reconstructions(network, checkpoint, [scan], [0.4], 3, torch.device("cpu"))
+    assert found is not None
+    draw = int(np.random.SeedSequence([3, 0]).generate_state(1)[0])
+    metrics = reconstruct(network, checkpoint, scan.scan, Hiding(0.4, 4, draw), torch.device("cpu")).metrics
+    assert found.at[0].r2[NETWORK][0] == pytest.approx(metrics["r2"], abs=1e-4)
+    assert found.at[0].psnr[NETWORK][0] == pytest.approx(metrics["psnr"], abs=1e-3)
+    assert found.blocks_are_given == (target == "block")
+    assert found.at[0].r2["mean of visible"][0] == pytest.approx(0, abs=1e-6)
+
+
+def test_without_a_decoder_the_rest_is_done_and_the_reason_said(
+    pairs: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(volumes, "_ASSUMED_EDGE", 16)  # in place of 96 voxels of 1 mm, which take minutes
+    monkeypatch.setitem(volumes._ASSUMED_DATA, "spacing", [5.0, 5.0, 5.0])
+    weights = {name: t for name, t in read_checkpoint(checkpoint).weights.items() if name.startswith("encoder.")}
+    torch.save(weights, pairs / "bare.pth")
+    (found,) = probe([str(pairs / "bare.pth")], wishes_of(pairs), quiet(), device="cpu")
+    assert found.reconstructions is None
+    assert found.linear is not None
+    assert any("No reconstruction: it holds bare weights" in note for note in found.notes)
+    assert any("1 mm, z-score and RAS are assumed" in note for note in found.notes)
+
+
+def test_without_labels_no_linear_probe_is_made(pairs: Path, checkpoint: Path) -> None:
+    (found,) = probe([str(checkpoint)], wishes_of(pairs, labels=None), quiet(), device="cpu")
+    assert found.linear is None
+    assert verdict(found).worth in ("probably", "no")
+
+
+def test_every_checkpoint_of_a_run_gets_a_line(pairs: Path, checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
+    run = pairs / "run"
+    run.mkdir()
+    content = torch.load(checkpoint)
+    for name, epochs in (("best", 30), ("latest", 2), ("final", 10)):
+        content["nnssl_mae"]["epochs_done"] = epochs
+        torch.save(content, run / f"checkpoint_{name}.pth")
+    found = probe([str(run)], wishes_of(pairs, every=True, labels=None), Console(width=150), device="cpu")
+    assert [each.epochs for each in found] == [2, 10, 30]
+    assert "more training changes little" in capsys.readouterr().out
+
+
+def test_a_labelled_dataset_is_known_by_its_number(nnunet_folders: Path, checkpoint: Path) -> None:
+    write_labelled(nnunet_folders / "raw", 7, "Two", count=2, channels=2)
+    wishes = Wishes(dataset=7, ratios=(0.5,))
+    (found,) = probe([str(checkpoint)], wishes, quiet(), device="cpu")
+    assert found.linear is not None
+    assert set(found.linear.trained.dice) == {"dark", "bright"}
+    assert found.scans == ("case100_0000", "case101_0000")
+    assert any("only the first" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"scans": ()}, "needs scans"),
+        ({"scans": ("nowhere",)}, "nowhere"),
+        ({"labels": "nowhere"}, "is no folder"),
+        ({"dataset": 7}, "must be left out"),
+        ({"random_networks": 2}, "at least 3"),
+        ({"most_scans": 1}, "at least two subjects"),
+        ({"seed": -1}, "--seed -1"),
+        ({"ratios": (1.0,)}, "A ratio of 1"),
+    ],
+)
+def test_impossible_wishes_are_refused(pairs: Path, checkpoint: Path, change: dict, sentence: str) -> None:
+    change = {key: pairs / value if value == "nowhere" else value for key, value in change.items()}
+    if change.get("scans") == ("nowhere",):
+        change["scans"] = (pairs / "nowhere",)
+    with pytest.raises(UserError, match=sentence):
+        probe([str(checkpoint)], wishes_of(pairs, **change), quiet(), pairs / "out", "cpu")
+    assert not (pairs / "out").exists()
+
+
+def test_scans_with_nan_are_refused(pairs: Path, checkpoint: Path) -> None:
+    path = pairs / "images" / "a_0000.nii.gz"
+    image = nibabel.load(path)
+    voxels = np.asarray(image.dataobj).copy()
+    voxels[0, 0, 0] = np.nan
+    nibabel.save(nibabel.Nifti1Image(voxels, image.affine), path)
+    with pytest.raises(UserError, match=r"a_0000.nii.gz contains NaN .* cannot be probed"):
+        probe([str(checkpoint)], wishes_of(pairs), quiet(), pairs / "out", "cpu")
+
+
+def test_checkpoints_that_cannot_be_probed_are_refused(pairs: Path, checkpoint: Path) -> None:
+    content = torch.load(checkpoint)
+    content["network_weights"]["encoder.stem.convs.0.conv.weight"][0] = float("nan")
+    torch.save(content, pairs / "nan.pth")
+    with pytest.raises(UserError, match="not finite: its training diverged"):
+        probe([str(pairs / "nan.pth")], wishes_of(pairs), quiet(), pairs / "out", "cpu")
+    (pairs / "text.pth").write_text("no checkpoint")
+    with pytest.raises(UserError, match="not a checkpoint"):
+        probe([str(checkpoint), str(pairs / "text.pth")], wishes_of(pairs), quiet(), pairs / "out", "cpu")
+    with pytest.raises(UserError, match="holds no checkpoint_"):
+        probe([str(pairs / "images")], wishes_of(pairs, every=True), quiet(), pairs / "out", "cpu")
+    assert not (pairs / "out").exists()
+
+
+def test_an_output_that_is_a_file_is_refused_first(pairs: Path, checkpoint: Path) -> None:
+    shutil.copy(checkpoint, pairs / "out")
+    with pytest.raises(UserError, match="is a file; choose a folder"):
+        probe([str(checkpoint)], wishes_of(pairs), quiet(), pairs / "out", "cpu")
+
+
+def use(rank: float, dead: float = 0.0, cosine: float = 0.5) -> Use:
+    return Use(channels=100, positions=1000, effective_rank=rank, dead=dead, cosine=cosine)
+
+
+HEALTHY = Collapse(trained=(use(40),), random=((use(30),), (use(32),), (use(31),)))
+
+
+@pytest.mark.parametrize(
+    ("trained", "collapsed"),
+    [(use(40), False), (use(16), False), (use(14), True), (use(40, dead=0.6), True), (use(40, cosine=0.995), True)],
+)
+def test_collapse_is_named(trained: Use, collapsed: bool) -> None:
+    assert is_collapsed(replace(HEALTHY, trained=(trained,))) == collapsed
+
+
+def probed(dice: float, epochs: int = 1, collapse: Collapse = HEALTHY) -> Probed:
+    def marks(value: float) -> Marks:
+        return Marks({"a": value}, {"s": value, "t": value}, value)
+
+    linear = LinearProbe(marks(dice), (marks(0.50), marks(0.52), marks(0.54)), marks(0.4), 2, 2, 1.0)
+    return Probed(f"c{epochs}.pth", "mae", epochs, ("s", "t"), collapse, linear=linear)
+
+
+@pytest.mark.parametrize(
+    ("dice", "worth", "word"),
+    [(0.61, "yes", "can be read off"), (0.55, "no", "no better than untrained"), (0.40, "no", "worse than untrained")],
+)
+def test_the_linear_probe_decides(dice: float, worth: str, word: str) -> None:
+    """The untrained networks lie at 0.52 with a standard deviation of 0.02."""
+    answer = verdict(probed(dice))
+    assert answer.worth == worth
+    assert any(word in reason for reason in answer.reasons)
+
+
+def test_collapsed_features_are_not_worth_it() -> None:
+    assert verdict(probed(0.9, collapse=replace(HEALTHY, trained=(use(5),)))).worth == "no"
+
+
+@pytest.mark.parametrize(
+    ("scores", "word"),
+    [((0.55, 0.65), "Still improving"), ((0.65, 0.66), "changes little"), ((0.65, 0.55), "become worse.*use c1.pth")],
+)
+def test_when_to_stop(scores: tuple[float, float], word: str) -> None:
+    sentence = trend([probed(dice, epochs) for epochs, dice in enumerate(scores, start=1)])
+    assert sentence is not None
+    assert re.search(word, sentence)
+
+
+def test_different_methods_have_no_trend() -> None:
+    assert trend([probed(0.5, 1), replace(probed(0.6, 2), method="s3d")]) is None
+    assert trend([probed(0.5)]) is None
