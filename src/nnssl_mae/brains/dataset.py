@@ -29,6 +29,7 @@ from nnssl_mae.brains.plan import Part, StudyData
 from nnssl_mae.brains.writing import Subject, Written, write_dataset_json, write_subjects, write_volume
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import read_json, write_json
+from nnssl_mae.recipes.reading import parse, read_yaml
 
 ANATOMY_REGEX = r"^([a-z0-9]+)-"
 """The base anatomy in a case's name."""
@@ -40,6 +41,17 @@ _SHORT = {"pretraining": "pre", "training": "train", "tuning": "tune", "test": "
 _SUFFIX = {"t1": "T1w", "t2": "T2w", "flair": "FLAIR", "pd": "PDw", "random": "random"}
 _ROOM = 1.12  # a rendered brain is up to that much larger than its anatomy
 _REAL_UNITS = 1000  # image units of the brightest voxel of a real average image
+
+
+def read_study_data(file: Path) -> StudyData:
+    """The plan of a YAML file.
+
+    Raises:
+        UserError: no such file, or it is not valid.
+    """
+    if file.suffix not in (".yaml", ".yml"):
+        raise UserError(f"{file} is no plan of brains; its name must end in .yaml")
+    return parse(StudyData, read_yaml(str(file)), str(file))
 
 
 def labelled_folder(plan: StudyData) -> Path:

@@ -7,6 +7,7 @@ from itertools import takewhile
 
 from nnssl_mae.cli import (
     benching,
+    brains,
     checking,
     checkpoints,
     comparing,
@@ -23,6 +24,7 @@ from nnssl_mae.errors import ResumableError, UserError
 __all__ = [
     "app",
     "benching",
+    "brains",
     "checking",
     "checkpoints",
     "comparing",
