@@ -1,6 +1,7 @@
 """``nnssl-mae compare`` on result folders as nnU-Net leaves them."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -162,6 +163,30 @@ def test_bad_requests_get_a_sentence_and_write_nothing(
     code, _, error = compare(*arguments, "-o", root / "out")
     assert code == 2 and sentence in error and error.count("\n") == 1
     assert not (root / "out").exists()
+
+
+def test_what_was_measured_gives_the_same_comparison_again_without_images(root: Path, compare: Command) -> None:
+    for plans, missed in (("good", 1), ("poor", 3)):
+        model(root, plans, missed)
+    model(root, "good", 1, fold=1)  # the other arm has none: a hole
+    arms = ("--arm", "mae=*__good__*", "--arm", "NA=*__poor__*", "--control", "NA")
+    code, said, _ = compare("-d", 4, *arms, "-o", root / "out")
+    assert code == 0 and "fold 1" in said
+    copied = root / "elsewhere"
+    copied.mkdir()
+    for name in ("cases.csv", "convergence.csv", "measured.json"):
+        shutil.copy(root / "out" / name, copied)
+    shutil.rmtree(root / "results")
+    code, again, error = compare("--from", copied, "--control", "NA", "-o", root / "again")
+    assert (code, error) == (0, "")
+    for name in ("means.csv", "pairs.csv", "ranks.csv", "holes.csv", "tables.md", "table.tex", "cases.csv"):
+        assert (root / "again" / name).read_bytes() == (root / "out" / name).read_bytes(), name
+    assert again.split("Means", 1)[1].split("Open")[0] == said.split("Means", 1)[1].split("Open")[0]
+    code, _, error = compare("--from", copied, "-d", 4, "-o", root / "third")
+    assert code == 2 and "leave out" in error
+    (copied / "measured.json").write_text('{"unfinished": 3}')
+    code, _, error = compare("--from", copied, "-o", root / "third")
+    assert code == 2 and "damaged comparison" in error and not (root / "third").exists()
 
 
 def test_a_folder_of_something_else_is_refused(root: Path, compare: Command) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas
 import pytest
 
+from nnssl_mae.comparison.measured import Measured
 from nnssl_mae.comparison.page import About
 from nnssl_mae.comparison.summary import Comparison
 from nnssl_mae.comparison.write import MARKER, check_folder, open_folder, write_comparison
@@ -18,7 +19,8 @@ ARMS = ("scratch", "mae")
 def write(out: Path, cases: pandas.DataFrame, comparison: Comparison, about: About | None = None) -> str:
     open_folder(out, {"datasets": [4]})
     curves = made_up_curves(comparison.arms, runs=2, epochs=5)
-    return write_comparison(out, comparison, cases, curves, about or About()).read_text(encoding="utf-8")
+    measured = Measured(cases, curves, (), {}, (), about or About())
+    return write_comparison(out, comparison, measured).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def test_every_output_is_there_and_nothing_temporary(written: Path) -> None:
     names = {path.name for path in written.iterdir()}
     assert names == {
         *("cases.csv", "means.csv", "labels.csv", "ranks.csv", "pairs.csv", "holes.csv", "failures.csv"),
-        *("convergence.csv", "table.tex", "compare.html", MARKER, "figures"),
+        *("convergence.csv", "measured.json", "table.tex", "tables.md", "compare.html", MARKER, "figures"),
     }
     stems = {path.stem for path in (written / "figures").glob("*.png")}
     assert stems == {path.stem for path in (written / "figures").glob("*.svg")}

@@ -13,6 +13,7 @@ from nnssl_mae.comparison.tables import (
     escape_latex,
     labels_sheet,
     latex,
+    markdown,
     means_sheet,
     pairs_sheet,
     print_comparison,
@@ -129,6 +130,14 @@ def test_latex_tables_are_whole() -> None:
         columns = len(table[1 : table.index("}")])
         rows = [line for line in table.splitlines() if line.endswith("\\\\") and "multicolumn" not in line]
         assert rows and all(len(re.findall(r"(?<!\\)&", row)) == columns - 1 for row in rows)
+
+
+def test_markdown_tables_have_a_column_for_each_heading_and_say_what_is_missing() -> None:
+    text = markdown(with_hole(made_up_cases(("scratch", "mae"), (1, 3)), ("scratch",)))
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert "missing: fold 2" in text and "**Missing runs**" in text and "### Difference" in text
+    table = rows[: next(i for i, line in enumerate(rows) if i > 2 and line.startswith("| arm"))]
+    assert len({line.count("|") for line in table}) == 1, "every row has as many cells as the heading"
 
 
 def test_csv_files_have_a_header_even_without_rows() -> None:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 @app.command()
 def compare(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for tables, pictures and compare.html.")],
+    earlier: Annotated[
+        Path | None,
+        typer.Option("--from", help="Folder of an earlier comparison: summarise again what it measured."),
+    ] = None,
     datasets: Annotated[
         list[int] | None, typer.Option("-d", "--dataset", help="nnU-Net dataset number; may be given several times.")
     ] = None,
@@ -64,8 +68,15 @@ def compare(
     """Compare finished models on nnU-Net's own results: means, ranks, differences, few-label curves."""
     from nnssl_mae.comparison.measure import MetricOptions
     from nnssl_mae.comparison.runs import Request
-    from nnssl_mae.comparison.whole import Wish, run_comparison
+    from nnssl_mae.comparison.whole import Wish, compare_again, run_comparison
 
+    controls = tuple(dict.fromkeys(control or ()))
+    if earlier is not None:
+        if datasets or arm or fold or results or predictions or references or lesions or subject_regex:
+            raise UserError("--from takes what was measured; leave out what says what to measure, or leave out --from")
+        wish = Wish(Request(), controls, seed=seed, uneven_replicates=uneven_replicates)
+        compare_again(earlier, wish, out, Console())
+        return
     held_out = _held_out(datasets or [], _pairs("--predictions", predictions), references)
     if held_out and (arm or results):
         raise UserError("--arm and --results are of validated folds; with --predictions leave them out")
@@ -78,7 +89,7 @@ def compare(
     )
     wish = Wish(
         request,
-        controls=tuple(dict.fromkeys(control or ())),
+        controls=controls,
         metrics=MetricOptions(tolerance, tuple(lesions or ()), subject_regex),
         seed=seed,
         uneven_replicates=uneven_replicates,

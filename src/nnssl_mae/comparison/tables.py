@@ -15,6 +15,7 @@ from rich.text import Text
 
 from nnssl_mae.comparison.kinds import METRICS, Metric
 from nnssl_mae.comparison.looks import count, interval, labelled_words, number, p_value, shown_metrics
+from nnssl_mae.comparison.names import CASES, CURVES
 from nnssl_mae.comparison.summary import Comparison
 from nnssl_mae.console import say
 from nnssl_mae.scans.left_out import each
@@ -324,6 +325,41 @@ def escape_latex(text: str) -> str:
     return "".join(letter if letter.isprintable() and ord(letter) < 0x250 else "?" for letter in escaped)
 
 
+def markdown(comparison: Comparison) -> str:
+    """The same tables as Markdown, for a repository's pages; written from the numbers alone."""
+    sheets = [means_sheet(comparison), ranks_sheet(comparison)]
+    sheets += [pairs_sheet(comparison, metric) for metric in METRICS] if comparison.controls else []
+    parts = [_markdown_table(sheet) for sheet in sheets if sheet is not None]
+    named = {
+        "In words": verdicts(comparison),
+        "Missing runs": hole_sentences(comparison) or [NO_HOLES],
+        "Failures, counted with the worst score": failure_sentences(comparison),
+        "Notes": comparison.notes,
+    }
+    parts += [
+        "\n".join([f"**{title}**", "", *(f"- {_one_line(line)}" for line in lines), ""])
+        for title, lines in named.items()
+        if lines
+    ]
+    return "\n".join(parts)
+
+
+def _markdown_table(sheet: Sheet) -> str:
+    lines = [f"### {sheet.title}", ""]
+    for heading, rows in sheet.groups:
+        lines += [f"*{heading}*", ""] if heading else []
+        lines += [
+            _markdown_row(sheet.header),
+            "|" + "|".join("---" if name in NAMES else "---:" for name in sheet.header) + "|",
+        ]
+        lines += [*map(_markdown_row, rows), ""]
+    return "\n".join(lines)
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(_one_line(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 
@@ -331,14 +367,14 @@ def _one_line(text: str) -> str:
 def csv_files(comparison: Comparison, cases: pandas.DataFrame, curves: pandas.DataFrame) -> dict[str, pandas.DataFrame]:
     """Every table by the name of its CSV file; one without rows still has its header."""
     return {
-        "cases.csv": cases,
+        CASES: cases,
         "means.csv": comparison.cells,
         "labels.csv": comparison.labels,
         "ranks.csv": comparison.ranks,
         "pairs.csv": comparison.pairs,
         "holes.csv": comparison.holes,
         "failures.csv": comparison.failures,
-        "convergence.csv": curves,
+        CURVES: curves,
     }
 
 

@@ -11,9 +11,10 @@ from rich.console import Console
 
 from nnssl_mae.comparison.convergence import curves
 from nnssl_mae.comparison.measure import MetricOptions, measure
+from nnssl_mae.comparison.measured import Measured, read_measured
 from nnssl_mae.comparison.page import About
 from nnssl_mae.comparison.runs import Found, Request, Run, Unfinished, find_runs
-from nnssl_mae.comparison.summary import Comparison, compare
+from nnssl_mae.comparison.summary import compare
 from nnssl_mae.comparison.tables import print_comparison
 from nnssl_mae.comparison.write import check_folder, open_folder, write_comparison
 from nnssl_mae.console import say
@@ -61,38 +62,63 @@ def run_comparison(wish: Wish, out: Path, workers: int, console: Console) -> Pat
     found = find_runs(wish.request)
     _check_controls(wish.controls, [*(run.arm for run in found.runs), *(hole.arm for hole in found.unfinished)])
     open_folder(out, _asked(wish))
-    cases = measure(found.runs, wish.metrics, out / CACHE, workers, console)
-    comparison = _summary(wish, found, cases)
-    learning = curves(found.runs)
-    page = write_comparison(out, comparison, cases, learning, _about(wish, found))
+    measured = Measured(
+        cases=measure(found.runs, wish.metrics, out / CACHE, workers, console),
+        curves=curves(found.runs),
+        unfinished=found.unfinished,
+        overlap=_overlap(found.runs),
+        order=(*wish.request.arms, *(arm for held in wish.request.held_out for arm in held.predictions)),
+        about=_about(wish, found),
+    )
+    return _conclude(measured, wish, out, console)
+
+
+def compare_again(folder: Path, wish: Wish, out: Path, console: Console) -> Path:
+    """Summarises what an earlier comparison measured, with other controls or another seed; needs no image and no model.
+
+    Args:
+        folder: of the earlier comparison.
+        wish: of its content, controls, seed, resamples and whether replicates may be uneven.
+        out: another folder, or the same.
+        console: to print on.
+
+    Raises:
+        UserError: ``folder`` holds no whole comparison, a control is no arm, or ``out`` has other content.
+    """
+    check_folder(out)
+    measured = read_measured(folder)
+    _check_controls(wish.controls, [*measured.cases["arm"], *(hole.arm for hole in measured.unfinished)])
+    open_folder(out, {"from": folder.name, "controls": list(wish.controls), "seed": wish.seed})
+    return _conclude(measured, wish, out, console)
+
+
+def _conclude(measured: Measured, wish: Wish, out: Path, console: Console) -> Path:
+    comparison = compare(
+        measured.cases,
+        wish.controls,
+        seed=wish.seed,
+        resamples=wish.resamples,
+        overlap=measured.overlap,
+        uneven_replicates=wish.uneven_replicates,
+        unfinished=_expected(measured, wish.uneven_replicates),
+    )
+    order = measured.order
+    arms = tuple(sorted(comparison.arms, key=lambda arm: order.index(arm) if arm in order else len(order)))
+    comparison = replace(comparison, arms=arms)
+    page = write_comparison(out, comparison, measured)
     print_comparison(comparison, console)
-    for note in (*found.notes, HOW_TO_CHECK):
-        say(console, f"  {note}")
+    for remark in measured.about.remarks:
+        say(console, f"  {remark}")
     say(console, f"\nOpen {page}")
     return page
 
 
-def _summary(wish: Wish, found: Found, cases: Any) -> Comparison:
-    comparison = compare(
-        cases,
-        wish.controls,
-        seed=wish.seed,
-        resamples=wish.resamples,
-        overlap=_overlap(found.runs),
-        uneven_replicates=wish.uneven_replicates,
-        unfinished=_expected(found, wish.uneven_replicates),
-    )
-    order = [*wish.request.arms, *(arm for held in wish.request.held_out for arm in held.predictions)]
-    arms = tuple(sorted(comparison.arms, key=lambda arm: order.index(arm) if arm in order else len(order)))
-    return replace(comparison, arms=arms)
-
-
-def _expected(found: Found, uneven_replicates: bool) -> list[Unfinished]:
+def _expected(found: Measured, uneven_replicates: bool) -> list[Unfinished]:
     """What is missing; where arms may have different numbers of replicates, not a replicate that never was."""
     if not uneven_replicates:
         return list(found.unfinished)
-    begun = {(run.dataset, run.arm) for run in found.runs}
-    there = {(run.dataset, run.arm, run.replicate) for run in found.runs}
+    there = set(found.cases[["dataset", "arm", "replicate"]].itertuples(index=False, name=None))
+    begun = {run[:2] for run in there}
     return [
         hole
         for hole in found.unfinished

@@ -8,21 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import pandas
 from matplotlib.figure import Figure
 
 from nnssl_mae import __version__
 from nnssl_mae.comparison.figures import Picture, pictures
-from nnssl_mae.comparison.page import About, compare_page
+from nnssl_mae.comparison.measured import Measured
+from nnssl_mae.comparison.names import REST
+from nnssl_mae.comparison.page import compare_page
 from nnssl_mae.comparison.summary import Comparison
-from nnssl_mae.comparison.tables import csv_files, latex
+from nnssl_mae.comparison.tables import csv_files, latex, markdown
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import remove_leftovers, whole_file, write_json
 
 MARKER = "comparison.json"
 """Tells the folder of a comparison from others, and what was asked for."""
 PAGE = "compare.html"
-LATEX = "table.tex"
+LATEX, MARKDOWN = "table.tex", "tables.md"
 FIGURES = "figures"
 _DPI = 150
 
@@ -58,17 +59,13 @@ def open_folder(out: Path, asked: Mapping[str, Any]) -> None:
         raise UserError(f"{out} cannot be written to: {error}; give another folder with -o") from error
 
 
-def write_comparison(
-    out: Path, comparison: Comparison, cases: pandas.DataFrame, curves: pandas.DataFrame, about: About
-) -> Path:
+def write_comparison(out: Path, comparison: Comparison, measured: Measured) -> Path:
     """Writes all files of a comparison; pictures of an earlier one that this one does not have go.
 
     Args:
         out: opened by :func:`open_folder`.
         comparison: the summary.
-        cases: a row for each case, label and run.
-        curves: pseudo Dice of each epoch; may be empty.
-        about: what was compared, for the page.
+        measured: what it was made of.
 
     Returns:
         the path of the page, which is written last.
@@ -76,13 +73,16 @@ def write_comparison(
     Raises:
         UserError: a file cannot be written.
     """
+    cases, curves = measured.cases, measured.curves
     try:
+        write_json(out / REST, measured.rest())
         for name, table in csv_files(comparison, cases, curves).items():
             _write(out / name, table.to_csv(index=False).encode())
         _write(out / LATEX, latex(comparison).encode())
+        _write(out / MARKDOWN, markdown(comparison).encode())
         drawings = [(picture, _as_file(picture.figure, "svg")) for picture in pictures(comparison, cases, curves)]
         _write_pictures(out / FIGURES, drawings)
-        _write(out / PAGE, compare_page(comparison, drawings, about).encode())
+        _write(out / PAGE, compare_page(comparison, drawings, measured.about).encode())
     except OSError as error:
         raise UserError(f"{out} cannot be written to: {error}; make room, or give another folder with -o") from error
     return out / PAGE
