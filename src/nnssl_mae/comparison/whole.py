@@ -136,7 +136,8 @@ def _overlap(runs: Sequence[Run]) -> Mapping[str, str | None]:
     """Of each arm what is known on overlap: what is true of every run of it, or nothing."""
     found: dict[str, set[str | None]] = {}
     for run in runs:
-        found.setdefault(run.arm, set()).add(None if run.model is None else _overlap_of(run.model.parent, run.dataset))
+        of_model = run.predictions if run.model is None else run.model.parent  # nnUNetv2_predict copies the plans
+        found.setdefault(run.arm, set()).add(_overlap_of(of_model, run.dataset))
     known = {arm: sentences - {_FROM_SCRATCH} or {_FROM_SCRATCH} for arm, sentences in found.items()}
     return {
         arm: None if None in sentences else " ".join(sorted(filter(None, sentences)))
@@ -149,13 +150,13 @@ def _overlap_of(model: Path, dataset: str) -> str | None:
     if not (model / "plans.json").is_file():
         return None
     plans: Any = read_json(model / "plans.json", "train the model again, or leave it out with --arm")
-    for key in ("configurations", model.name.split("__")[-1], PLANS_BLOCK):
-        plans = plans.get(key) if isinstance(plans, Mapping) else None
-    if not isinstance(plans, Mapping) or plans.get("kind") != "finetune":
+    configurations = plans.get("configurations", {}).values()
+    blocks = [each[PLANS_BLOCK] for each in configurations if isinstance(each, Mapping) and PLANS_BLOCK in each]
+    if [block.get("kind") for block in blocks] != ["finetune"]:  # ours hold one configuration
         return None
-    if plans.get("initialisation") is None:
+    if blocks[0].get("initialisation") is None:
         return _FROM_SCRATCH
-    excluded = plans["initialisation"]["origin"].get("excluded_datasets") or ()
+    excluded = blocks[0]["initialisation"]["origin"].get("excluded_datasets") or ()
     return _KEPT_OUT.format(datasets=dataset) if dataset in excluded else None
 
 

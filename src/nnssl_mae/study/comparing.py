@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nnssl_mae.study.model import FLOOR, Study
-from nnssl_mae.study.place import COMPARISON, FLOOR_MODEL, LabelledSet, predictions_of, results_of
+from nnssl_mae.study.place import COMPARISON, FLOOR_MODEL, LEARNING, LabelledSet, predictions_of, results_of
 from nnssl_mae.study.steps import Command
 
 
@@ -42,11 +42,21 @@ def compare_commands(
             )
             for labelled in datasets
         }
-    words = [word for labelled in datasets for word in ("-d", str(labelled.number))]
     floor = {FLOOR: FLOOR_MODEL} if study.floor else {}
-    words += [word for name, pattern in {**patterns, **floor}.items() for word in ("--arm", f"{name}={pattern}")]
+    return {COMPARISON: (*_of_folds(study, datasets, {**patterns, **floor}), *end, "-o", COMPARISON.as_posix())}
+
+
+def learning_command(study: Study, datasets: Sequence[LabelledSet], patterns: Mapping[str, str]) -> Command:
+    """``nnssl-mae compare`` of the validated folds, beside test sets, whose predictions know no steps."""
+    controls = [word for control in controls_of(study) if control != FLOOR for word in ("--control", control)]
+    return (*_of_folds(study, datasets, patterns), *controls, *study.compare, "-o", LEARNING.as_posix())
+
+
+def _of_folds(study: Study, datasets: Sequence[LabelledSet], patterns: Mapping[str, str]) -> Command:
+    words = [word for labelled in datasets for word in ("-d", str(labelled.number))]
+    words += [word for name, pattern in patterns.items() for word in ("--arm", f"{name}={pattern}")]
     words += [word for seed in study.seeds for word in ("--results", f"seed_{seed}={results_of(seed).as_posix()}")]
-    return {COMPARISON: ("nnssl-mae", "compare", *words, *end, "-o", COMPARISON.as_posix())}
+    return ("nnssl-mae", "compare", *words)
 
 
 def _predictions(study: Study, labelled: LabelledSet) -> list[str]:

@@ -14,6 +14,8 @@ from nnssl_mae.folders import find_dataset, nnunet_folder
 PRETRAINING_RESULTS = Path("results/pretraining")
 TUNING_RESULTS = Path("results/tuning")
 COMPARISON = Path("comparison")
+LEARNING = Path("learning")
+"""Validated folds of a study that is judged on test sets: Dice against steps."""
 FINETUNE_TRAINER = "nnUNetTrainerMAEFinetune"
 PRETRAIN_TRAINER = "nnUNetTrainerMAE"
 FLOOR_MODEL = "Floor__TrainingLabels__none"

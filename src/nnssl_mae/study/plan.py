@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import read_json
-from nnssl_mae.study.comparing import compare_commands
+from nnssl_mae.study.comparing import compare_commands, learning_command
 from nnssl_mae.study.floor import write_floor_predictions, write_floor_results
 from nnssl_mae.study.gates import GATES, write_gates
 from nnssl_mae.study.lineage import Candidate, Lineages, Trained
@@ -17,6 +17,7 @@ from nnssl_mae.study.model import FLOOR, Study, TestSet
 from nnssl_mae.study.place import (
     COMPARISON,
     FLOOR_MODEL,
+    LEARNING,
     TUNING_RESULTS,
     Fold,
     LabelledSet,
@@ -272,6 +273,11 @@ class _Planner:
             makes = (folder / "cases.csv", folder / "compare.html")
             needs = [step for step in self._last if len(commands) == 1 or f"_{folder.name[7:10]}" in step]
             names.append(self._lineages.add(Step(name, "compare", command, needs=tuple(needs), makes=makes)))
+        if isinstance(self._study.test, Mapping):
+            command = learning_command(self._study, datasets, self._patterns)
+            makes = (LEARNING / "cases.csv", LEARNING / "compare.html")
+            trained = tuple(step for step in self._last if step.startswith(("train_", "predict_")))
+            self._lineages.add(Step("learning", "compare", command, needs=trained, makes=makes))
         word, aside = self._own("gates", partial(write_gates, self._study))
         self._lineages.add(Step("gates", "gates", word, aside, needs=tuple(names), makes=(COMPARISON / GATES,)))
 
