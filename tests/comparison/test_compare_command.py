@@ -130,6 +130,8 @@ def test_predictions_of_a_test_set(root: Path, compare: Command) -> None:
         ({"origin": {"excluded_datasets": [DATASET, "Dataset007_Other"]}}, f"scans of {DATASET} were kept out"),
         ({"origin": {"excluded_datasets": ["Dataset007_Other"]}}, "was not checked"),
         ({"origin": {}}, "was not checked"),
+        ({"origin": None}, "was not checked"),
+        ("nonsense", "was not checked"),
     ],
 )
 def test_what_the_plans_say_of_overlap_is_printed(
@@ -184,9 +186,35 @@ def test_what_was_measured_gives_the_same_comparison_again_without_images(root: 
     assert again.split("Means", 1)[1].split("Open")[0] == said.split("Means", 1)[1].split("Open")[0]
     code, _, error = compare("--from", copied, "-d", 4, "-o", root / "third")
     assert code == 2 and "leave out" in error
-    (copied / "measured.json").write_text('{"unfinished": 3}')
+    code, said, _ = compare("--from", copied, "--seed", 5, "-o", root / "seeded")
+    assert code == 0 and "seed 5" in said and "seed 0" not in said
+    assert compare("--from", copied, "--tolerance", 3, "-o", root / "third")[0] == 2
+    rest = json.loads((copied / "measured.json").read_text())
+    for key, nonsense in {"unfinished": 3, "overlap": [], "about": {"title": "x"}, "order": None}.items():
+        (copied / "measured.json").write_text(json.dumps(rest | {key: nonsense}))
+        code, _, error = compare("--from", copied, "-o", root / "third")
+        assert code == 2 and "damaged comparison" in error and not (root / "third").exists(), key
+    (copied / "measured.json").write_text(json.dumps(rest))
+    (copied / "cases.csv").write_text((copied / "cases.csv").read_text().replace("0.", "0.0"))
     code, _, error = compare("--from", copied, "-o", root / "third")
-    assert code == 2 and "damaged comparison" in error and not (root / "third").exists()
+    assert code == 2 and "changed ones" in error
+
+
+def test_a_replicate_that_was_begun_does_not_vanish_where_numbers_may_differ(root: Path, compare: Command) -> None:
+    for plans in ("good_1", "good_2", "poor"):
+        model(root, plans, 1)
+    unfinished = root / "results" / DATASET / f"{TRAINER}__good_2__{CONFIGURATION}" / "fold_0"
+    (unfinished / "checkpoint_final.pth").rename(unfinished / "checkpoint_latest.pth")
+    arms = ("--arm", "mae=*__good_*", "--arm", "scratch=*__poor__*", "--control", "scratch", "--uneven-replicates")
+    code, said, _ = compare("-d", 4, *arms, "-o", root / "out")
+    assert code == 0 and "training has not ended" in said and "no verdict" in said
+
+
+def test_names_with_dollar_signs_are_drawn_as_they_are(root: Path, compare: Command) -> None:
+    model(root, "good", 1)
+    model(root, "poor", 3)
+    arms = ("--arm", r"$\frac{$=*__good__*", "--arm", "scratch=*__poor__*", "--control", "scratch")
+    assert compare("-d", 4, *arms, "-o", root / "out")[0] == 0
 
 
 def test_a_folder_of_something_else_is_refused(root: Path, compare: Command) -> None:

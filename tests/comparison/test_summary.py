@@ -302,6 +302,21 @@ def test_what_was_begun_is_a_hole_once_and_in_its_own_words() -> None:
     assert "AMAES" in comparison.arms
 
 
+def test_a_dataset_that_no_arm_is_whole_in_is_missed_by_the_overall_pair_and_has_cells() -> None:
+    begun = [Unfinished("Dataset004", arm, "", "0", None, None, "training has not ended") for arm in ("MAE", "scratch")]
+    comparison = compare(_three_datasets(), "scratch", resamples=FEW, unfinished=begun)
+    assert "in 3 of 4 datasets" in _pair(comparison, dataset="all", arm="MAE")["verdict"]
+    assert math.isnan(_cell(comparison, "MAE", dataset="Dataset004")["mean"])
+    assert any("Where runs are missing" in note for note in comparison.notes)
+
+
+def test_datasets_whose_cases_are_their_own_subjects_are_named() -> None:
+    cases = _three_datasets()
+    cases.loc[cases["dataset"] == "Dataset001", "subject"] = "s" + cases["case"].str[-1]
+    notes = compare(cases, "scratch", resamples=FEW).notes
+    assert any(note.startswith("Dataset002, Dataset003: each case is taken as a subject") for note in notes)
+
+
 # Ranks and pairs
 
 
@@ -445,11 +460,6 @@ def test_notes_say_whether_overlap_was_checked() -> None:
     assert unchecked not in notes
     assert "Overlap between pre-training and test data, MAE: none of 8 found" in notes
     assert "Overlap between pre-training and test data was not checked for scratch." in notes
-
-
-def test_fold_all_is_warned_of() -> None:
-    notes = compare(_two_arms(COLUMN, COLUMN, fold="all"), "scratch", resamples=FEW).notes
-    assert any("Fold all" in note and "training cases" in note for note in notes)
 
 
 def test_without_a_control_there_are_means_and_ranks_and_no_pairs() -> None:

@@ -52,7 +52,7 @@ def compare(
         ),
     ] = None,
     references: Annotated[Path | None, typer.Option(help="Folder of the test set's labels, for --predictions.")] = None,
-    tolerance: Annotated[float, typer.Option(help="Of the surface Dice (NSD), mm.")] = 1.0,
+    tolerance: Annotated[float | None, typer.Option(help="Of the surface Dice (NSD), mm; default 1.")] = None,
     lesions: Annotated[
         list[str] | None, typer.Option(help="Label whose lesions are counted one by one; may be given several times.")
     ] = None,
@@ -72,7 +72,7 @@ def compare(
 
     controls = tuple(dict.fromkeys(control or ()))
     if earlier is not None:
-        if datasets or arm or fold or results or predictions or references or lesions or subject_regex:
+        if datasets or arm or fold or results or predictions or references or lesions or subject_regex or tolerance:
             raise UserError("--from takes what was measured; leave out what says what to measure, or leave out --from")
         wish = Wish(Request(), controls, seed=seed, uneven_replicates=uneven_replicates)
         compare_again(earlier, wish, out, Console())
@@ -90,7 +90,7 @@ def compare(
     wish = Wish(
         request,
         controls=controls,
-        metrics=MetricOptions(tolerance, tuple(lesions or ()), subject_regex),
+        metrics=MetricOptions(1.0 if tolerance is None else tolerance, tuple(lesions or ()), subject_regex),
         seed=seed,
         uneven_replicates=uneven_replicates,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -49,20 +50,33 @@ class Group:
 
 
 def groups_of(cases: pd.DataFrame, holes: pd.DataFrame, arms: Sequence[str]) -> list[Group]:
-    """The groups of a checked table of cases, sorted by dataset and number of labelled cases (all labels last)."""
-    return [_group(rows, holes, arms) for _, rows in cases.groupby(["dataset", "labelled"], dropna=False, sort=True)]
+    """The groups of a checked table of cases, sorted by dataset and number of labelled cases (all labels last).
+
+    Where every arm has a hole there is no row, and still a group.
+    """
+    places = pd.concat([cases[_PLACE], holes[_PLACE].astype(cases[_PLACE].dtypes.to_dict())])
+    places = places.drop_duplicates().sort_values(_PLACE)
+    return [_group(cases, holes, arms, *place) for place in places.itertuples(index=False, name=None)]
 
 
-def _group(rows: pd.DataFrame, holes: pd.DataFrame, arms: Sequence[str]) -> Group:
-    dataset, labelled = str(rows["dataset"].iloc[0]), _count(rows["labelled"])
-    same_count = holes["labelled"].isna() if labelled is None else holes["labelled"].eq(labelled).fillna(False)
-    here = holes[(holes["dataset"] == dataset) & same_count.astype(bool)]
+_PLACE = ["dataset", "labelled"]
+
+
+def _is_at(table: pd.DataFrame, dataset: str, labelled: Any) -> pd.Series:
+    same = table["labelled"].isna() if pd.isna(labelled) else table["labelled"].eq(labelled).fillna(False)
+    return (table["dataset"] == dataset) & same.astype(bool)
+
+
+def _group(cases: pd.DataFrame, holes: pd.DataFrame, arms: Sequence[str], dataset: str, labelled: Any) -> Group:
+    rows = cases[_is_at(cases, dataset, labelled)]
+    here = holes[_is_at(holes, dataset, labelled)]
     axes = axes_of(rows)
-    metrics = tuple(metric for metric in METRICS if rows[metric.name].notna().any())
+    measured = cases if rows.empty else rows
+    metrics = tuple(metric for metric in METRICS if measured[metric.name].notna().any())
     of_arms = {arm: rows[rows["arm"] == arm] for arm in arms}
     return Group(
         dataset=dataset,
-        labelled=labelled,
+        labelled=None if pd.isna(labelled) else int(labelled),
         axes=axes,
         metrics=metrics,
         arms=tuple(arms),
@@ -71,10 +85,6 @@ def _group(rows: pd.DataFrame, holes: pd.DataFrame, arms: Sequence[str]) -> Grou
         holes={arm: words(here[here["arm"] == arm]) for arm in arms},
         by_metric={arm: scores_of(of_arm, metrics, axes) for arm, of_arm in of_arms.items()},
     )
-
-
-def _count(labelled: pd.Series) -> int | None:
-    return None if labelled.isna().all() else int(labelled.iloc[0])
 
 
 def _failures(rows: pd.DataFrame) -> int:

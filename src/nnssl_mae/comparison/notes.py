@@ -58,8 +58,12 @@ def _on_tests(pairs: pd.DataFrame) -> list[str]:
 
 def _on_subjects(cases: pd.DataFrame, groups: Sequence[Group]) -> list[str]:
     notes = []
-    if (cases["subject"] == cases["case"]).all():
-        notes.append("Each case is taken as a subject of its own; name a rule for subjects if some are of one person.")
+    own = (cases["subject"] == cases["case"]).groupby(cases["dataset"]).all()
+    if own.any():
+        where = "" if own.all() else f"{', '.join(own[own].index)}: "
+        notes.append(
+            f"{where}each case is taken as a subject of its own; name a rule for subjects if some are of one person."
+        )
     few = {group.dataset for group in groups if len(group.axes.subjects) < MINIMUM_SUBJECTS}
     if few:
         notes.append(
@@ -101,10 +105,6 @@ def _on_runs(cases: pd.DataFrame, groups: Sequence[Group], uneven_replicates: bo
         )
     if uneven_replicates:
         notes.append("Arms may have different numbers of replicates; each is averaged over its own.")
-    if (cases["fold"] == "all").any():
-        notes.append(
-            "Fold all: nnU-Net validates it on its own training cases, so these scores say nothing of new ones."
-        )
     return notes
 
 

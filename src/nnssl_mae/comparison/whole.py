@@ -28,6 +28,7 @@ HOW_TO_CHECK = (
     "--exclude-dataset NUMBER of the labelled dataset: it leaves out scans whose voxels equal those of one of its "
     "images, and other scans of these subjects; plans made from such a checkpoint say so."
 )
+NEVER_BEGUN = ("there is no such result", "there is no such prediction")
 _FROM_SCRATCH = "trained from scratch by its plans, so there is none."
 _KEPT_OUT = "checked: by its plans, scans of {datasets} were kept out of pre-training (equal voxels, same subjects)."
 
@@ -104,7 +105,8 @@ def _conclude(measured: Measured, wish: Wish, out: Path, console: Console) -> Pa
     )
     order = measured.order
     arms = tuple(sorted(comparison.arms, key=lambda arm: order.index(arm) if arm in order else len(order)))
-    comparison = replace(comparison, arms=arms)
+    bootstrap = f"Bootstrap: {wish.resamples:,} resamples, seed {wish.seed}."
+    comparison = replace(comparison, arms=arms, notes=(*comparison.notes, bootstrap))
     page = write_comparison(out, comparison, measured)
     print_comparison(comparison, console)
     for remark in measured.about.remarks:
@@ -114,7 +116,10 @@ def _conclude(measured: Measured, wish: Wish, out: Path, console: Console) -> Pa
 
 
 def _expected(found: Measured, uneven_replicates: bool) -> list[Unfinished]:
-    """What is missing; where arms may have different numbers of replicates, not a replicate that never was."""
+    """What is missing; where arms may have different numbers of replicates, not a replicate that never was.
+
+    One that was begun stays: a seed that diverged must not vanish.
+    """
     if not uneven_replicates:
         return list(found.unfinished)
     there = set(found.cases[["dataset", "arm", "replicate"]].itertuples(index=False, name=None))
@@ -122,7 +127,9 @@ def _expected(found: Measured, uneven_replicates: bool) -> list[Unfinished]:
     return [
         hole
         for hole in found.unfinished
-        if (hole.dataset, hole.arm) not in begun or (hole.dataset, hole.arm, hole.replicate) in there
+        if hole.why not in NEVER_BEGUN
+        or (hole.dataset, hole.arm) not in begun
+        or (hole.dataset, hole.arm, hole.replicate) in there
     ]
 
 
@@ -150,14 +157,18 @@ def _overlap_of(model: Path, dataset: str) -> str | None:
     if not (model / "plans.json").is_file():
         return None
     plans: Any = read_json(model / "plans.json", "train the model again, or leave it out with --arm")
-    configurations = plans.get("configurations", {}).values()
-    blocks = [each[PLANS_BLOCK] for each in configurations if isinstance(each, Mapping) and PLANS_BLOCK in each]
+    configurations = plans.get("configurations")
+    of_each = configurations.values() if isinstance(configurations, Mapping) else ()
+    found = [each.get(PLANS_BLOCK) for each in of_each if isinstance(each, Mapping)]
+    blocks = [block for block in found if isinstance(block, Mapping)]
     if [block.get("kind") for block in blocks] != ["finetune"]:  # ours hold one configuration
         return None
-    if blocks[0].get("initialisation") is None:
+    initialisation = blocks[0].get("initialisation")
+    if initialisation is None:
         return _FROM_SCRATCH
-    excluded = blocks[0]["initialisation"]["origin"].get("excluded_datasets") or ()
-    return _KEPT_OUT.format(datasets=dataset) if dataset in excluded else None
+    origin = initialisation.get("origin") if isinstance(initialisation, Mapping) else None
+    excluded = origin.get("excluded_datasets") if isinstance(origin, Mapping) else None
+    return _KEPT_OUT.format(datasets=dataset) if isinstance(excluded, list) and dataset in excluded else None
 
 
 def _about(wish: Wish, found: Found) -> About:
@@ -169,7 +180,6 @@ def _about(wish: Wish, found: Found) -> About:
     remarks = [f"NSD: surface Dice at a tolerance of {metrics.tolerance_mm:g} mm."]
     if metrics.lesions:
         remarks.append(f"Lesion F1 of {', '.join(metrics.lesions)}: connected components, found if they overlap.")
-    remarks.append(f"Bootstrap: {wish.resamples:,} resamples, seed {wish.seed}.")
     return About(arms=named, remarks=(*remarks, *found.notes, HOW_TO_CHECK))
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from nnssl_mae import __version__
 from nnssl_mae.comparison.figures import Picture, pictures
-from nnssl_mae.comparison.measured import Measured
+from nnssl_mae.comparison.measured import Measured, digests
 from nnssl_mae.comparison.names import REST
 from nnssl_mae.comparison.page import compare_page
 from nnssl_mae.comparison.summary import Comparison
@@ -75,12 +75,14 @@ def write_comparison(out: Path, comparison: Comparison, measured: Measured) -> P
     """
     cases, curves = measured.cases, measured.curves
     try:
-        write_json(out / REST, measured.rest())
         for name, table in csv_files(comparison, cases, curves).items():
             _write(out / name, table.to_csv(index=False).encode())
+        write_json(out / REST, {**measured.rest(), "sha256": digests(out)})
         _write(out / LATEX, latex(comparison).encode())
         _write(out / MARKDOWN, markdown(comparison).encode())
-        drawings = [(picture, _as_file(picture.figure, "svg")) for picture in pictures(comparison, cases, curves)]
+        with matplotlib.rc_context({"text.parse_math": False}):  # a dollar sign in an arm's name begins no formula
+            drawn = pictures(comparison, cases, curves)
+        drawings = [(picture, _as_file(picture.figure, "svg")) for picture in drawn]
         _write_pictures(out / FIGURES, drawings)
         _write(out / PAGE, compare_page(comparison, drawings, measured.about).encode())
     except OSError as error:
@@ -101,7 +103,7 @@ def _write_pictures(folder: Path, drawings: list[tuple[Picture, bytes]]) -> None
 def _as_file(figure: Figure, kind: str) -> bytes:
     """The picture as PNG or SVG, the same bytes for the same picture."""
     stream = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "nnssl_mae", "svg.fonttype": "path"}):
+    with matplotlib.rc_context({"svg.hashsalt": "nnssl_mae", "svg.fonttype": "path", "text.parse_math": False}):
         figure.savefig(stream, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else None)
     return stream.getvalue()
 
