@@ -317,6 +317,13 @@ def test_datasets_whose_cases_are_their_own_subjects_are_named() -> None:
     assert any(note.startswith("Dataset002, Dataset003: each case is taken as a subject") for note in notes)
 
 
+def test_a_difference_that_only_the_correction_hides_is_not_called_none() -> None:
+    levels = {f"arm{number}": COLUMN + 0.02 + 0.001 * np.arange(len(COLUMN))[:, None] for number in range(12)}
+    scores = {("Dataset001", arm, "r"): values for arm, values in {"scratch": COLUMN, **levels}.items()}
+    sentence = compare(cases_table(scores), "scratch", resamples=FEW).pairs["verdict"].iloc[0]
+    assert sentence.startswith("not settled: +2.") and "cannot pass the correction" in sentence
+
+
 # Ranks and pairs
 
 

@@ -31,7 +31,9 @@ def verdict(contrast: Contrast, outcome: Outcome, family: Family) -> str:
     lead = f"{size}{_interval(contrast, outcome)}, p(Holm) {_p(family.p_holm)}, {_subjects(contrast)}"
     if family.p_holm < LEVEL:
         return f"{lead}, {_seeds(contrast)}: {_direction(contrast, outcome)}"
-    return f"no difference seen: {lead}, {_seeds(contrast)} ({_what_would_be_seen(contrast, family)})"
+    # An interval is of one pair, p of all: beside 0 and not significant is no sign of equality.
+    opening = "no difference seen" if outcome.interval.low <= 0 <= outcome.interval.high else "not settled"
+    return f"{opening}: {lead}, {_seeds(contrast)} ({_what_would_be_seen(contrast, family)})"
 
 
 def _interval(contrast: Contrast, outcome: Outcome) -> str:
