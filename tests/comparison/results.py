@@ -40,7 +40,8 @@ def write_run(
         dataset: ``Dataset004_Tiny``.
         references: what is true, by case, (z, y, x); all of them become the fold's validation cases in
             ``splits_final.json``, also those that have no prediction.
-        predictions: what the validation folder holds.
+        predictions: what the validation folder holds; ``summary.json`` tells of the other cases, too, as if their
+            files had been lost since.
         spacing: mm, in the order of the arrays' axes (z, y, x).
         labels: as in ``dataset.json``: lists are regions, the name ``ignore`` is nnU-Net's ignore label.
         results: name of the results folder below ``root``.
@@ -62,7 +63,10 @@ def write_run(
     _write_json(model / "plans.json", plans_json(dataset, plans, configuration))
     (folder / ("checkpoint_final.pth" if finished else "checkpoint_latest.pth")).write_bytes(b"weights")
     if finished:
-        write_validation(folder / "validation", preprocessed / "gt_segmentations", predictions, spacing, labels)
+        written = {case: predictions.get(case, np.zeros_like(values)) for case, values in references.items()}
+        write_validation(folder / "validation", preprocessed / "gt_segmentations", written, spacing, labels)
+        for case in references.keys() - predictions.keys():
+            (folder / "validation" / f"{case}.nii.gz").unlink()
     return folder
 
 
@@ -119,7 +123,11 @@ def write_few_label_map(
         "folds": {fold: dict(entry) for fold, entry in folds.items()},
         "stock_folds": 5,
     }
-    _write_json(root / "preprocessed" / dataset / "nnssl_folds.json", content)
+    preprocessed = root / "preprocessed" / dataset
+    _write_json(preprocessed / "nnssl_folds.json", content)
+    for fold in folds:
+        if (preprocessed / "splits_final.json").is_file():
+            write_split(preprocessed, int(fold))
 
 
 def write_labels(path: Path, values: NDArray[Any], spacing: Sequence[float]) -> None:
@@ -129,12 +137,17 @@ def write_labels(path: Path, values: NDArray[Any], spacing: Sequence[float]) -> 
     sitk.WriteImage(image, str(path))
 
 
-def write_split(preprocessed: Path, fold: int, validation: Sequence[str]) -> None:
-    """Sets one fold of ``splits_final.json``; folds that nobody asked for are filled in."""
-    path = preprocessed / "splits_final.json"
+def write_split(preprocessed: Path, fold: int, validation: Sequence[str] | None = None) -> None:
+    """Sets one fold of ``splits_final.json``, with as many training cases as ``nnssl_folds.json`` says.
+
+    Folds that nobody asked for are filled in. Without ``validation``, the cases of a fold that is there stay.
+    """
+    path, few = preprocessed / "splits_final.json", preprocessed / "nnssl_folds.json"
     splits = json.loads(path.read_text()) if path.is_file() else []
     splits += [{"train": ["filler_train"], "val": ["filler_val"]} for _ in range(fold + 1 - len(splits))]
-    splits[fold] = {"train": ["some_training_case"], "val": list(validation)}
+    named = json.loads(few.read_text())["folds"] if few.is_file() else {}
+    training = [f"training_{number}" for number in range(named.get(str(fold), {"labelled": 1})["labelled"])]
+    splits[fold] = {"train": training, "val": splits[fold]["val"] if validation is None else list(validation)}
     _write_json(path, splits)
 
 

@@ -69,3 +69,10 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         majority_vote([], path)
     with pytest.raises(UserError, match=r"gone\.nii\.gz cannot be read"):
         majority_vote([tmp_path / "gone.nii.gz"], path)
+
+
+def test_an_image_of_a_training_case_is_a_training_case(tmp_path: Path) -> None:
+    training = write(tmp_path, a=row(1))
+    write(tmp_path, a_0000=row(0))
+    with pytest.raises(UserError, match=r"Case a .*know the answer"):
+        write_floor(training, {"a": tmp_path / "a_0000.nii.gz"}, tmp_path / "floor")

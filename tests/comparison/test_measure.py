@@ -331,6 +331,111 @@ def test_a_tiff_takes_its_spacing_from_wherever_it_stands(tmp_path: Path) -> Non
     assert result.scores["one"].hd95 == 5.0
 
 
+def write_tiff(folder: Path, case: str, values: np.ndarray, spacing: list[float] | None = None) -> None:
+    import tifffile
+
+    folder.mkdir(exist_ok=True)
+    tifffile.imwrite(folder / f"{case}.tif", values)
+    if spacing:
+        (folder / f"{case}.json").write_text(json.dumps({"spacing": spacing}))
+
+
+@pytest.fixture
+def tiffs(tmp_path: Path) -> Path:
+    """Two cases of a test set, predicted by arms A and B; no file tells a spacing."""
+    for arm in "AB":
+        (tmp_path / arm).mkdir()
+        (tmp_path / arm / "dataset.json").write_text(json.dumps({"labels": LABELS, "file_ending": ".tif"}))
+        (tmp_path / arm / "plans.json").write_text(json.dumps({"image_reader_writer": "Tiff3DIO"}))
+    for case in ("a", "b"):
+        for name, values in (("truth", CUBE), ("A", np.roll(CUBE, 1, axis=0)), ("B", np.zeros_like(CUBE))):
+            write_tiff(tmp_path / name, case, values)
+    return tmp_path
+
+
+def tiff_runs(root: Path, arms: str = "AB") -> list[Run]:
+    folders = {arm: [root / arm] for arm in arms}
+    return list(find_runs(Request(held_out=(HeldOut("tiffs", root / "truth", folders),))).runs)
+
+
+def test_all_arms_are_measured_in_the_same_mm(tiffs: Path) -> None:
+    """Only A's files tell the spacing: B failed on one case, and its other file lost what nnU-Net wrote beside it."""
+    for case in ("a", "b"):
+        (tiffs / "A" / f"{case}.json").write_text('{"spacing": [5, 2, 1]}')
+    (tiffs / "B" / "b.tif").unlink()
+    cases = table(tiff_runs(tiffs)).set_index(["arm", "case"])
+    assert list(cases.loc["A", "hd95"]) == [5.0, 5.0]
+    diagonal = math.sqrt((6 * 5) ** 2 + (8 * 2) ** 2 + 10**2)
+    assert list(cases.loc["B", "hd95"]) == pytest.approx([diagonal, diagonal])
+    assert list(cases.loc["B", "failure"]) == ["empty prediction", "no prediction"]
+
+
+@pytest.mark.parametrize("told", ["nothing", "of one case", "contradictions"])
+def test_without_a_spacing_for_all_there_are_no_mm_in_any_arm(tiffs: Path, told: str) -> None:
+    if told != "nothing":
+        (tiffs / "A" / "a.json").write_text('{"spacing": [5, 1, 1]}')
+    if told == "contradictions":
+        for file in ("A/b.json", "B/b.json", "B/a.json"):
+            (tiffs / file).write_text(json.dumps({"spacing": [4, 1, 1] if "b." in file else [3, 1, 1]}))
+    console = Console(record=True, width=200, quiet=False, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
+    cases = measure(tiff_runs(tiffs), MetricOptions(), None, 1, console)
+    assert cases["hd95"].isna().all()
+    assert cases["nsd"].isna().all()
+    assert cases["dice"].notna().all()
+    assert "no surface Dice and no HD95" in console.export_text()
+
+
+def test_the_spacing_beside_the_reference_counts_first(tiffs: Path) -> None:
+    for case in ("a", "b"):
+        (tiffs / "truth" / f"{case}.json").write_text('{"spacing": [2, 1, 1]}')
+        (tiffs / "A" / f"{case}.json").write_text('{"spacing": [5, 1, 1]}')
+    cases = table(tiff_runs(tiffs)).set_index(["arm", "case"])
+    assert list(cases.loc["A", "failure"]) == ["other grid"] * 2
+    assert cases.loc[("B", "a"), "hd95"] == pytest.approx(math.sqrt(12**2 + 8**2 + 10**2))
+
+
+def test_another_spacing_beside_a_tiff_is_measured_again(tiffs: Path, tmp_path: Path) -> None:
+    for spacing in (5, 7):
+        for case in ("a", "b"):
+            (tiffs / "A" / f"{case}.json").write_text(json.dumps({"spacing": [spacing, 1, 1]}))
+        assert list(table(tiff_runs(tiffs, "A"), tmp_path / "cache")["hd95"]) == [spacing] * 2
+
+
+def test_a_replaced_file_of_the_same_size_and_time_is_measured_again(nnunet_folders: Path, tmp_path: Path) -> None:
+    """As ``cp -p`` and ``rsync -t`` leave it."""
+    (run,) = runs(nnunet_folders, {"a": MOVED})
+    file = run.predictions / "a.nii.gz"
+    file.write_bytes(file.read_bytes().ljust(400, b"\0"))
+    before = file.stat()
+    assert table([run], tmp_path / "cache")["dice"][0] < 1
+    write_labels(file, CUBE, SPACING)
+    file.write_bytes(file.read_bytes().ljust(400, b"\0"))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert table([run], tmp_path / "cache")["dice"][0] == 1
+
+
+def test_subjects_are_those_of_few_label_splits_where_no_map_tells(nnunet_folders: Path) -> None:
+    found = runs(nnunet_folders, {"sub-1_ses-a": CUBE, "sub-1_ses-b": CUBE, "other": CUBE})
+    subjects = table(found).set_index("case")["subject"]
+    assert dict(subjects) == {"sub-1_ses-a": "sub-1", "sub-1_ses-b": "sub-1", "other": "other"}
+
+
+def test_a_flat_axis_at_another_place_is_another_grid(nnunet_folders: Path) -> None:
+    square = np.zeros((1, 8, 8), np.uint8)
+    square[0, 2:5, 2:7] = 1
+    (run,) = runs(nnunet_folders, {"a": square}, {"a": square})
+    assert list(table([run])["failure"]) == [""]
+    write_labels(run.predictions / "a.nii.gz", np.moveaxis(square, 0, 1), (1.0, 3.0, 0.5))
+    assert list(table([run])["failure"]) == ["other grid"]
+
+
+@pytest.mark.parametrize("tolerance", [0.0, -1.0, math.inf, math.nan])
+def test_a_tolerance_that_means_nothing_is_refused(nnunet_folders: Path, tolerance: float) -> None:
+    with pytest.raises(UserError, match="A tolerance of"):
+        table(runs(nnunet_folders, {"a": CUBE}), tolerance_mm=tolerance)
+
+
 def test_fractional_values_belong_to_no_label(nnunet_folders: Path) -> None:
     (run,) = runs(nnunet_folders, {"a": CUBE})
     image = sitk.GetImageFromArray(CUBE.astype(np.float32) * 1.25)

@@ -36,9 +36,10 @@ def whys(found: Found) -> dict[tuple[str, str, str], str]:
 
 def test_every_model_is_an_arm_of_its_own_without_patterns(nnunet_folders: Path) -> None:
     folder = run(nnunet_folders)
-    run(nnunet_folders, "SomebodysTrainer", fold=1)
+    second = {"references": {"case_c": CUBE}, "predictions": {"case_c": CUBE}}
+    run(nnunet_folders, "SomebodysTrainer", fold=1, **second)
     run(nnunet_folders, "SomebodysTrainer", fold=0)
-    run(nnunet_folders, "nnUNetTrainer", fold=1)
+    run(nnunet_folders, "nnUNetTrainer", fold=1, **second)
     found = find_runs(Request((4,)))
     assert not found.unfinished
     assert [(r.arm, r.fold) for r in found.runs] == [
@@ -171,13 +172,13 @@ def test_few_label_folds_know_their_count_repeat_and_subjects(nnunet_folders: Pa
     assert few.subjects == {"case_a": "anna", "case_b": "anna"}
 
 
-def test_cases_that_were_never_predicted_are_expected(nnunet_folders: Path) -> None:
+def test_predictions_that_were_lost_are_expected(nnunet_folders: Path) -> None:
     run(nnunet_folders, predictions={"case_a": CUBE})
     assert find_runs(Request((4,))).runs[0].cases == ("case_a", "case_b")
 
 
 def test_without_splits_the_validated_cases_are_expected(nnunet_folders: Path) -> None:
-    run(nnunet_folders, predictions={"case_a": CUBE})
+    run(nnunet_folders, references={"case_a": CUBE}, predictions={"case_a": CUBE})
     (nnunet_folders / "preprocessed" / DATASET / "splits_final.json").unlink()
     assert find_runs(Request((4,))).runs[0].cases == ("case_a",)
 
@@ -309,3 +310,189 @@ def test_a_folder_without_predictions_is_a_hole(nnunet_folders: Path, references
     (hole,) = find_runs(Request(held_out=(held_out,))).unfinished
     assert hole.arm == "mae"
     assert "holds no predictions" in hole.why
+
+
+def test_a_few_label_fold_that_no_map_names_is_a_hole_not_a_fold_with_all_labels(nnunet_folders: Path) -> None:
+    for fold in (0, 100, 101):
+        run(nnunet_folders, fold=fold)
+    found = find_runs(Request((4,)))
+    assert [r.fold for r in found.runs] == ["0"]
+    assert all("nobody knows how many labelled cases" in why for why in whys(found).values())
+    write_few_label_map(nnunet_folders, DATASET, {"101": {"labelled": 1, "repeat": 0}}, {})
+    found = find_runs(Request((4,)))
+    assert [(r.fold, r.labelled) for r in found.runs] == [("0", None), ("101", 1)]
+    assert list(whys(found)) == [(STOCK, STOCK, "100")]
+
+
+def test_predictions_of_a_few_label_fold_without_plans_are_a_hole(nnunet_folders: Path, references: Path) -> None:
+    run(nnunet_folders, fold=100)
+    write_few_label_map(nnunet_folders, DATASET, {"100": {"labelled": 1, "repeat": 0}}, {})
+    for fold in (0, 100):
+        write_test_predictions(nnunet_folders / "mae" / f"fold_{fold}", MAPS, SPACING)
+    (nnunet_folders / "mae" / "fold_100" / "plans.json").unlink()
+    found = find_runs(Request(held_out=(HeldOut("set", references, {"mae": [nnunet_folders / "mae"]}),)))
+    assert [r.fold for r in found.runs] == ["0"]
+    assert "plans.json" in whys(found)["mae", "mae", "100"]
+
+
+def test_a_case_in_two_folds_of_a_model_is_refused(nnunet_folders: Path) -> None:
+    """Folds 5 to 99 of our own splits repeat the first five."""
+    for fold in (0, 5):
+        run(nnunet_folders, fold=fold)
+    with pytest.raises(UserError, match=r"Folds 0, 5 of .*case_a.*--fold"):
+        find_runs(Request((4,)))
+    assert len(find_runs(Request((4,), folds=("0",))).runs) == 1
+
+
+def test_swapped_labels_are_other_labels(nnunet_folders: Path) -> None:
+    run(nnunet_folders, "Old", labels={"background": 0, "a": 1, "b": 2, "c": 3})
+    run(nnunet_folders, "Half", labels={"background": 0, "b": 1, "d": 2, "c": 3})
+    run(nnunet_folders, labels={"background": 0, "a": 2, "b": 1, "c": 3})
+    found = find_runs(Request((4,)))
+    assert [r.arm for r in found.runs] == ["Half__nnUNetPlans__3d_fullres", STOCK]
+    assert "other labels" in whys(found)["Old__nnUNetPlans__3d_fullres", "Old__nnUNetPlans__3d_fullres", "0"]
+
+
+def test_test_predictions_of_different_labels_need_the_dataset(nnunet_folders: Path, references: Path) -> None:
+    write_test_predictions(nnunet_folders / "A", MAPS, SPACING, labels={"background": 0, "a": 1, "b": 2})
+    write_test_predictions(nnunet_folders / "B", MAPS, SPACING, labels={"background": 0, "a": 2, "b": 1})
+    folders = {arm: [nnunet_folders / arm] for arm in "AB"}
+    with pytest.raises(UserError, match=r"'A' and 'B'.*a 1, b 2; a 2, b 1.*give -d"):
+        find_runs(Request(held_out=(HeldOut("set", references, folders),)))
+    run(nnunet_folders, labels={"background": 0, "a": 1, "b": 2})
+    found = find_runs(Request(held_out=(HeldOut(4, references, folders),)))
+    assert [r.arm for r in found.runs] == ["A"]
+    assert list(whys(found)) == [("B", "B", "test")]
+
+
+@pytest.mark.parametrize("today", [["case_a", "case_b", "case_c"], ["case_a"]])
+def test_other_validation_cases_than_today_are_a_hole_not_a_failure(nnunet_folders: Path, today: list[str]) -> None:
+    run(nnunet_folders)
+    run(nnunet_folders, "New", references=dict.fromkeys(today, CUBE), predictions=dict.fromkeys(today, CUBE))
+    found = find_runs(Request((4,)))
+    assert [r.arm for r in found.runs] == ["New__nnUNetPlans__3d_fullres"]
+    assert "other cases than fold 0" in whys(found)[STOCK, STOCK, "0"]
+
+
+@pytest.mark.parametrize(("logged", "compared"), [(3, True), (1, False)])
+def test_a_log_that_tells_of_another_number_of_labels_is_believed(
+    nnunet_folders: Path, logged: int, compared: bool
+) -> None:
+    folder = run(nnunet_folders, fold=100)
+    run(nnunet_folders)
+    write_few_label_map(nnunet_folders, DATASET, {"100": {"labelled": 3, "repeat": 0}}, {})
+    line = f"2026-01-01 00:00:00.000: This split has {logged} training and 2 validation cases.\n"
+    (folder / "training_log_2026_1_1_00_00_00.txt").write_text(line)
+    found = find_runs(Request((4,)))
+    assert [r.fold for r in found.runs] == ["0", "100"][: 1 + compared]
+    assert compared or "1 training cases, and fold 100 has 3" in found.unfinished[0].why
+
+
+def test_splits_that_contradict_the_map_are_refused(nnunet_folders: Path) -> None:
+    run(nnunet_folders, fold=100)
+    write_few_label_map(nnunet_folders, DATASET, {"100": {"labelled": 3, "repeat": 0}}, {})
+    path = nnunet_folders / "preprocessed" / DATASET / "splits_final.json"
+    splits = json.loads(path.read_text())
+    splits[100]["train"] = [f"case_{number}" for number in range(16)]
+    path.write_text(json.dumps(splits))
+    with pytest.raises(UserError, match=r"Fold 100 of .* has 16 training cases and .* says 3"):
+        find_runs(Request((4,)))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"version": 2}, "version 2"),
+        ({"folds": {"0": {"labelled": 1, "repeat": 0}}}, "damaged"),
+        ({"folds": {"100": {"labelled": 0, "repeat": 0}}}, "damaged"),
+        ({"folds": {"100": {"labelled": 1, "repeat": True}}}, "damaged"),
+        ({"subjects": {"case_a": ["anna"]}}, "damaged"),
+    ],
+)
+def test_a_damaged_map_of_folds_is_named(nnunet_folders: Path, content: dict[str, Any], words: str) -> None:
+    run(nnunet_folders)
+    path = nnunet_folders / "preprocessed" / DATASET / "nnssl_folds.json"
+    path.write_text(json.dumps({"version": 1, "folds": {}, "subjects": {}} | content))
+    with pytest.raises(UserError, match=f"{path} .*{words}"):
+        find_runs(Request((4,)))
+
+
+@pytest.mark.parametrize("validation", ["abc", ["../../x"], [1]])
+def test_damaged_splits_are_named(nnunet_folders: Path, validation: Any) -> None:
+    run(nnunet_folders)
+    path = nnunet_folders / "preprocessed" / DATASET / "splits_final.json"
+    path.write_text(json.dumps([{"train": [], "val": validation}]))
+    with pytest.raises(UserError, match=f"{path} cannot be read"):
+        find_runs(Request((4,)))
+
+
+@pytest.mark.parametrize(("other", "words"), [(("T", "2d"), "2 configurations .*2d, 3d"), (("U", "3d"), "2 trainers")])
+def test_models_of_an_arm_differ_in_nothing_but_plans(nnunet_folders: Path, other: Any, words: str) -> None:
+    for trainer, configuration in (("T", "3d"), other):
+        write_run(nnunet_folders, DATASET, trainer, "mae", configuration, 0, MAPS, MAPS, SPACING)
+    with pytest.raises(UserError, match=f"Arm 'mae' .* {words}"):
+        find_runs(Request((4,), {"mae": "*__mae__*"}))
+
+
+def test_one_folder_is_no_two_replicates(nnunet_folders: Path) -> None:
+    run(nnunet_folders)
+    results = nnunet_folders / "results"
+    (nnunet_folders / "link").symlink_to(results)
+    with pytest.raises(UserError, match="'a' and 'b' are the same folder"):
+        find_runs(Request((4,), results={"a": results, "b": nnunet_folders / "link"}))
+
+
+def test_test_cases_that_were_trained_on_are_told(nnunet_folders: Path, references: Path) -> None:
+    run(nnunet_folders)
+    path = nnunet_folders / "preprocessed" / DATASET / "splits_final.json"
+    path.write_text(json.dumps([{"train": ["case_a"], "val": ["x"]}, {"train": ["x"], "val": ["case_a"]}]))
+    for arm, fold in (("seen", "fold_0"), ("unseen", "fold_1"), ("any", ".")):
+        write_test_predictions(nnunet_folders / arm / fold, MAPS, SPACING)
+    notes = {
+        arm: find_runs(Request(held_out=(HeldOut("set", references, {arm: [nnunet_folders / arm]}),))).notes
+        for arm in ("seen", "unseen", "any")
+    }
+    assert not notes["unseen"]
+    for arm in ("seen", "any"):
+        assert f"1 cases, such as case_a, have names of cases that models of {arm} were trained on" in notes[arm][0]
+
+
+def test_fold_all_may_predict_a_test_set(nnunet_folders: Path, references: Path) -> None:
+    for fold in ("all", "0"):
+        write_test_predictions(nnunet_folders / "mae" / f"fold_{fold}", MAPS, SPACING)
+    held_out = HeldOut("set", references, {"mae": [nnunet_folders / "mae"]})
+    assert [r.fold for r in find_runs(Request(held_out=(held_out,), folds=("all",))).runs] == ["all"]
+
+
+def test_predictions_without_a_reference_are_told(nnunet_folders: Path, references: Path) -> None:
+    write_test_predictions(nnunet_folders / "mae", {**MAPS, "extra": CUBE}, SPACING)
+    (nnunet_folders / "mae" / "._case_a.nii.gz").write_bytes(b"of macOS")
+    (references / "._case_a.nii.gz").write_bytes(b"of macOS")
+    found = find_runs(Request(held_out=(HeldOut("set", references, {"mae": [nnunet_folders / "mae"]}),)))
+    assert found.runs[0].cases == ("case_a", "case_b")
+    assert found.notes == ("set: 1 predictions of mae, such as extra, have no reference: left out.",)
+
+
+def test_folds_of_predictions_that_have_none_are_refused(nnunet_folders: Path, references: Path) -> None:
+    write_test_predictions(nnunet_folders / "plain", MAPS, SPACING)
+    write_test_predictions(nnunet_folders / "mae" / "fold_0", MAPS, SPACING)
+    for arm, words in (("plain", "belong to no fold"), ("mae", "nothing to compare: .*fold_3")):
+        held_out = HeldOut("set", references, {arm: [nnunet_folders / arm]})
+        with pytest.raises(UserError, match=words):
+            find_runs(Request(held_out=(held_out,), folds=("3",)))
+
+
+@pytest.mark.parametrize("reader", ["os.system", ["x"]])
+def test_the_plans_are_blamed_for_their_reader(nnunet_folders: Path, reader: Any) -> None:
+    plans = run(nnunet_folders).parent / "plans.json"
+    plans.write_text(json.dumps({"image_reader_writer": reader}))
+    with pytest.raises(UserError, match=f"^{plans} asks for the reader"):
+        find_runs(Request((4,)))
+
+
+@pytest.mark.parametrize("value", ["Infinity", "1e999", "NaN"])
+def test_labels_that_are_no_numbers_are_named(nnunet_folders: Path, value: str) -> None:
+    file = run(nnunet_folders).parent / "dataset.json"
+    file.write_text('{"file_ending": ".nii.gz", "labels": {"background": 0, "one": ' + value + "}}")
+    with pytest.raises(UserError, match="no usable 'labels'"):
+        find_runs(Request((4,)))

@@ -144,14 +144,43 @@ def test_options_that_would_change_folds_are_refused(dataset: Path, other: dict[
     assert on_disk(dataset) == before
 
 
-def test_overwrite_replaces_folds_that_nobody_trained(dataset: Path) -> None:
+def test_overwrite_gives_new_numbers_and_leaves_the_cases_of_the_old_ones(dataset: Path) -> None:
+    """Models of another folder of results may have been trained on them."""
     first = split(2)
     second = split(2, seed=1, overwrite=True)
-    assert list(second.named.folds) == list(first.named.folds)
-    assert second.folds[:100] == first.folds[:100]
-    assert second.folds[100:] != first.folds[100:]
+    assert list(first.named.folds) == [100, 101, 102]
+    assert list(second.named.folds) == [103, 104, 105]
+    assert second.named.replaced == (100, 101, 102)
+    assert second.folds[:103] == first.folds
+    assert second.folds[103:] != first.folds[100:]
     assert json.loads((dataset / f"{SPLITS}.backup").read_text()) == first.folds
-    assert (dataset / f"{MAP}.backup").is_file()
+    assert "100" in json.loads((dataset / f"{MAP}.backup").read_text())["folds"]
+    assert any("100, 101, 102" in note for note in second.notes)
+    assert split(2, 4, seed=1).new == (106, 107, 108)
+
+
+def test_a_number_of_folds_once_replaced_is_never_given_again(dataset: Path) -> None:
+    """Neither to the same cases, for nobody could tell of which time a model is, nor after the file was lost."""
+    split(16, repeats=1)
+    split(16, repeats=1, seed=1, overwrite=True)
+    assert list(split(16, repeats=1, overwrite=True).named.folds) == [102]
+    (dataset / SPLITS).unlink()
+    again = split(16, repeats=2)
+    assert list(again.named.folds) == [102, 103]
+    assert again.named.replaced == (100, 101)
+
+
+def test_what_was_trained_elsewhere_before_an_overwrite_is_not_compared_as_something_else(
+    dataset: Path, nnunet_folders: Path
+) -> None:
+    from nnssl_mae.comparison.fold_map import read_fold_map
+
+    split(1, repeats=1)
+    split(5, repeats=1, seed=1, overwrite=True)
+    folds = read_fold_map(dataset)
+    assert (folds.labelled("100"), folds.labelled("101")) == (None, 5)
+    assert folds.why_unknown("100")
+    assert not folds.why_unknown("101")
 
 
 def test_overwrite_spares_folds_with_models(dataset: Path, nnunet_folders: Path) -> None:
@@ -185,7 +214,7 @@ def test_folds_of_the_user_from_100_on_are_respected(dataset: Path) -> None:
     assert made.new == (103, 104)
     replaced = split(1, repeats=2, seed=4, overwrite=True)
     assert replaced.folds[102] == own
-    assert list(replaced.named.folds) == [103, 104]
+    assert list(replaced.named.folds) == [105, 106]
 
 
 def test_models_of_numbers_that_the_file_does_not_have_keep_stocks_random_split(
@@ -247,10 +276,15 @@ def test_a_kill_while_overwriting_leaves_no_fold_with_a_wrong_name(dataset: Path
     split(2)
     with _killed_before(file):
         split(2, seed=1, overwrite=True)
-    assert read_map(dataset) is None
+    known = read_map(dataset)
+    assert known is not None
+    assert known.seed == 0
     left = json.loads((dataset / SPLITS).read_text())
-    made = split(2, seed=1)
+    for number, fold in known.folds.items():
+        assert set(left[number]["train"]) == set(known.orders[fold.repeat][:2])
+    made = split(2, seed=1, overwrite=True)
     assert made.folds[: len(left)] == left
+    assert list(made.named.folds) == [103, 104, 105]
 
 
 @contextlib.contextmanager
@@ -369,6 +403,11 @@ def _bad_labels(dataset: Path) -> None:
     (dataset / "dataset.json").write_text(json.dumps({"labels": ["a", "b"], "file_ending": ".nii.gz"}))
 
 
+def _infinite_label(dataset: Path) -> None:
+    labels = {"background": 0, "a": float("inf")}
+    (dataset / "dataset.json").write_text(json.dumps({"labels": labels, "file_ending": ".nii.gz"}))
+
+
 def _no_ending(dataset: Path) -> None:
     (dataset / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "a": 1}}))
 
@@ -435,6 +474,14 @@ def _same_cases(dataset: Path) -> None:
         (_edited_map(validation=[]), "overlap"),
         (_edited_map(folds={"4": {"labelled": 1, "repeat": 0, "missing": []}}), "fold 4 does not fit"),
         (_edited_map(folds={"100": {"labelled": 1}}), f"{MAP} cannot be read"),
+        (_edited_map(subjects={}), "case00 has no subject"),
+        (_edited_map(validation_from={}), "tells no source of validation cases"),
+        (_edited_map(validation_from={"fold": "x"}), "tells no source of validation cases"),
+        (_edited_map(validation_from={"share": 2.0}), "tells no source of validation cases"),
+        (_edited_map(replaced=[100]), "replaced fold 100 does not fit"),
+        (_edited_map(replaced=[10**9]), "replaced fold 1000000000 does not fit"),
+        (_edited_map(seed=float("inf")), f"{MAP} cannot be read"),
+        (_infinite_label, "labels that nnU-Net does not understand"),
     ],
 )
 def test_bad_input_gets_a_sentence_and_writes_nothing(dataset: Path, spoil: Callable[[Path], None], words: str) -> None:

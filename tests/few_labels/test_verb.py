@@ -52,3 +52,10 @@ def test_counts_that_are_none(nnunet_folders: Path, labelled: str) -> None:
     write_dataset(nnunet_folders)
     with pytest.raises(UserError, match=f"--labelled {labelled} is not possible"):
         _run(f"--labelled={labelled}")
+
+
+def test_a_count_of_thousands_of_digits_is_not_repeated_in_full(nnunet_folders: Path) -> None:
+    write_dataset(nnunet_folders)
+    with pytest.raises(UserError, match=r"--labelled 9{40}\.\.\. is not possible") as caught:
+        _run("--labelled", "9" * 5000)
+    assert len(str(caught.value)) < 200

@@ -10,6 +10,9 @@ from rich.console import Console
 from nnssl_mae.cli.app import Dataset, Workers, app
 from nnssl_mae.errors import UserError
 
+_DIGITS = 10
+_SHOWN = 40
+
 
 @app.command()
 def splits(
@@ -55,8 +58,14 @@ def splits(
 
 def _counts(text: str) -> tuple[int, ...]:
     words = text.replace(",", " ").split()
-    if not words or not all(word.isascii() and word.isdecimal() and int(word) for word in words):
+    if not words or not all(map(_is_count, words)):
+        shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
         raise UserError(
-            f"--labelled {text} is not possible; give whole numbers of cases from 1 on: --labelled 1 2 5 10"
+            f"--labelled {shown} is not possible; give whole numbers of cases from 1 on: --labelled 1 2 5 10"
         )
     return tuple(int(word) for word in words)
+
+
+def _is_count(word: str) -> bool:
+    """Python refuses to read a number of thousands of digits, and no dataset has so many cases."""
+    return word.isascii() and word.isdecimal() and len(word) < _DIGITS and int(word) > 0

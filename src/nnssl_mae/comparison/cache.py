@@ -16,7 +16,7 @@ _FILE = "cases.jsonl"
 class ScoreCache:
     """One journal below a folder; a context manager. Without a folder nothing is kept.
 
-    A score is found by names, sizes and times of its two files, else by their content; never after a change of either
+    A score is found by names, sizes and times of its files, else by their content; never after a change of a
     file, of the labels, of the options or of what the metrics mean. It holds no names of cases or folders.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from nnssl_mae.comparison.fold_map import is_few_label_fold
 from nnssl_mae.comparison.kinds import METRICS
 from nnssl_mae.errors import UserError
 
@@ -19,8 +20,8 @@ def checked_cases(cases: pd.DataFrame) -> pd.DataFrame:
     in the labels that the user asked for); its entries become NaN, those of failures too, so they do not count.
 
     Raises:
-        UserError: if columns or rows are missing, a row stands twice, a case has two subjects, or a metric is missing
-            where there is something to measure.
+        UserError: if columns or rows are missing, a row stands twice, a case has two subjects or two references, a
+            case was validated in several folds, or a metric is missing where there is something to measure.
     """
     _check_columns(cases)
     table = cases.reset_index(drop=True).copy()
@@ -29,6 +30,8 @@ def checked_cases(cases: pd.DataFrame) -> pd.DataFrame:
         table[column] = table[column].astype("Int64")
     _check_unique(table)
     _check_subjects(table)
+    _check_references(table)
+    _check_folds_apart(table)
     for metric in METRICS:
         _blank_unmeasured(table, metric.name)
     return table
@@ -61,6 +64,37 @@ def _check_subjects(table: pd.DataFrame) -> None:
             f"Case {case} of {dataset} belongs to different subjects in different runs; "
             "use one rule for subjects for all."
         )
+
+
+def _check_references(table: pd.DataFrame) -> None:
+    """Else arms were measured against different labels."""
+    measured = table[table["failure"] == ""]
+    sizes = measured.groupby(["dataset", "case", "label"])["voxels_reference"].nunique()
+    if (sizes > 1).any():
+        dataset, case, label = sizes[sizes > 1].index[0]
+        raise UserError(
+            f"Label {label} of case {case} of {dataset} has a different size in the references of different runs; "
+            "measure all arms again against the same labels."
+        )
+
+
+def _check_folds_apart(table: pd.DataFrame) -> None:
+    """A case counts in one fold of a model. Models of a cross-validation may all predict the same test set, though."""
+    all_labels = table[table["labelled"].isna() & table["repeat"].isna()]
+    for (dataset, arm, replicate), rows in all_labels.groupby(["dataset", "arm", "replicate"]):
+        cases = rows.groupby("fold")["case"].agg(frozenset)
+        twice = rows.drop_duplicates(["fold", "case"]).loc[lambda one: one["case"].duplicated(keep=False)]
+        test_set = cases.nunique() == 1 and all(_is_stock(fold) for fold in cases.index)
+        if not (twice.empty or test_set):
+            raise UserError(
+                f"Case {twice['case'].iloc[0]} of {dataset} stands in several folds of arm {arm} ({replicate}) that "
+                f"have no number of labelled cases: {', '.join(sorted(set(twice['fold'])))}; compare again and choose "
+                "those that count with --fold."
+            )
+
+
+def _is_stock(fold: str) -> bool:
+    return fold.isdecimal() and not is_few_label_fold(fold)
 
 
 def _blank_unmeasured(table: pd.DataFrame, metric: str) -> None:

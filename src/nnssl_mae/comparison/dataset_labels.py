@@ -21,9 +21,23 @@ class DatasetLabels:
     ignore: int | None
 
     def means_the_same_as(self, other: DatasetLabels) -> bool:
-        """Whether label maps of both can be compared: the names may differ, what they stand for may not."""
-        mine, theirs = (sorted(sorted(set(v)) for v in labels.values.values()) for labels in (self, other))
-        return mine == theirs and self.ignore == other.ignore
+        """Whether label maps of both can be compared.
+
+        Names may differ, what they stand for may not: a name that both have must have the same values in both.
+        """
+        mine, theirs = self._sets(), other._sets()
+        if any(mine[name] != theirs[name] for name in mine.keys() & theirs.keys()):
+            return False
+        return (
+            sorted(map(sorted, mine.values())) == sorted(map(sorted, theirs.values())) and self.ignore == other.ignore
+        )
+
+    def equals(self, other: DatasetLabels) -> bool:
+        """Whether names, values and the ignore label are the same; the order does not matter."""
+        return self._sets() == other._sets() and self.ignore == other.ignore
+
+    def _sets(self) -> dict[str, set[int]]:
+        return {name: set(values) for name, values in self.values.items()}
 
 
 def labels_of(dataset_json: Mapping[str, Any], path: Path) -> DatasetLabels:
@@ -34,7 +48,7 @@ def labels_of(dataset_json: Mapping[str, Any], path: Path) -> DatasetLabels:
     """
     try:
         named = {name: _numbers(value) for name, value in _by_name(dataset_json["labels"]).items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} has no usable 'labels' ({error!r}); write them as nnU-Net's docs say") from error
     ignore = named.pop("ignore", None)
     values = {name: numbers for name, numbers in named.items() if set(numbers) - {_BACKGROUND}}

@@ -44,7 +44,7 @@ def write_floor(training_labels: Sequence[Path], cases: Mapping[str, Path], out:
     """Writes the floor's prediction of each case, to be compared as an arm of test predictions.
 
     Args:
-        training_labels: label maps of the training cases; none of ``cases`` may be among them.
+        training_labels: label maps of the training cases; none of ``cases`` may be among them, by name or file.
         cases: an image or label map by case; only its grid (and where it lies) is looked at.
         out: folder; is made.
         ending: of the files written.
@@ -52,8 +52,10 @@ def write_floor(training_labels: Sequence[Path], cases: Mapping[str, Path], out:
     Raises:
         UserError: as :func:`majority_vote`; or a case is also a training case.
     """
+    known_paths = {path.resolve() for path in training_labels}
+    known_names = {path.name.removesuffix(ending) for path in training_labels}
     for case, path in cases.items():
-        if path.resolve() in {training.resolve() for training in training_labels}:
+        if case in known_names or path.resolve() in known_paths:
             raise UserError(f"Case {case} ({path}) is among the training labels; the floor would know the answer")
     maps = [_read(path) for path in training_labels]
     if not maps:

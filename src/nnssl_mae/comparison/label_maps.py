@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from nnssl_mae.errors import UserError
 from nnssl_mae.folders import silence
 
+TIFF_READER = "Tiff3DIO"
 _MODULES = {
     "SimpleITKIO": "simpleitk_reader_writer",
     "NibabelIO": "nibabel_reader_writer",
     "NibabelIOWithReorient": "nibabel_reader_writer",
     "NaturalImage2DIO": "natural_image_reader_writer",
-    "Tiff3DIO": "tif_reader_writer",
+    TIFF_READER: "tif_reader_writer",
 }
 _READER_OF_ENDING = {
     ".nii.gz": "SimpleITKIO",
@@ -29,7 +30,7 @@ _READER_OF_ENDING = {
     ".gipl": "SimpleITKIO",
     ".png": "NaturalImage2DIO",
     ".bmp": "NaturalImage2DIO",
-    ".tiff": "Tiff3DIO",
+    ".tiff": TIFF_READER,
 }
 _RELATIVE_TOLERANCE = 1e-3  # headers hold 32-bit numbers
 
@@ -39,24 +40,40 @@ class LabelMap:
     """One label map on its grid."""
 
     values: NDArray[np.int32]
-    """(z, y, x), or (y, x) of a flat image; -1 where the file holds no whole number."""
+    """(z, y, x); -1 where the file holds no whole number."""
     spacing: tuple[float, ...] | None
-    """mm, in the order of the axes of ``values``; none where the format holds none."""
+    """mm, in the order of the axes of ``values``; none where the file tells none."""
 
     def has_grid_of(self, other: LabelMap) -> bool:
         """Whether both have one shape and, as far as their files tell, one spacing.
 
         Origin and direction are not compared: nnU-Net's own evaluation does not do so either, and label files often
-        differ there from their images, whose geometry predictions take over.
+        differ there from their images, whose geometry predictions take over. Nor is the spacing of an axis of one
+        voxel, which nnU-Net invents for flat images.
         """
         if self.values.shape != other.values.shape:
             return False
-        if self.spacing is None or other.spacing is None:
+        mine, theirs = self.flat().spacing, other.flat().spacing
+        if mine is None or theirs is None:
             return True
-        return bool(np.allclose(self.spacing, other.spacing, rtol=_RELATIVE_TOLERANCE, atol=0))
+        return bool(np.allclose(mine, theirs, rtol=_RELATIVE_TOLERANCE, atol=0))
+
+    def flat(self) -> LabelMap:
+        """Without the first axis of one voxel, (y, x), if there is one."""
+        axis = next((axis for axis, n in enumerate(self.values.shape) if n == 1), None)
+        if axis is None:
+            return self
+        spacing = None if self.spacing is None else self.spacing[:axis] + self.spacing[axis + 1 :]
+        return LabelMap(self.values.squeeze(axis), spacing)
+
+    def with_spacing(self, spacing: tuple[float, ...] | None) -> LabelMap:
+        """With this spacing if it tells none itself."""
+        return self if self.spacing is not None else LabelMap(self.values, spacing)
 
 
-def choose_reader(plans: Mapping[str, Any], dataset_json: Mapping[str, Any], ending: str, example: Path) -> str:
+def choose_reader(
+    plans: Mapping[str, Any], dataset_json: Mapping[str, Any], ending: str, example: Path, place: Path
+) -> str:
     """The name of the reader that nnU-Net would use.
 
     Args:
@@ -64,19 +81,22 @@ def choose_reader(plans: Mapping[str, Any], dataset_json: Mapping[str, Any], end
         dataset_json: the content of ``dataset.json``.
         ending: of the label files.
         example: one of them; looked into only where an ending fits two readers.
+        place: folder of the model or of predictions whose files these are.
 
     Raises:
         UserError: it is none of nnU-Net's own.
     """
-    asked = plans.get("image_reader_writer") or dataset_json.get("overwrite_image_reader_writer")
+    by_plans = plans.get("image_reader_writer")
+    asked = by_plans or dataset_json.get("overwrite_image_reader_writer")
     if asked in (None, "None"):
         asked = _tif_reader(example) if ending.lower() == ".tif" else _READER_OF_ENDING.get(ending.lower(), ending)
-    if asked not in _MODULES:
+    if not isinstance(asked, str) or asked not in _MODULES:
+        source = place / ("plans.json" if asked == by_plans else "dataset.json")
         raise UserError(
-            f"Files such as {example} are to be read by '{asked}', which nnU-Net does not bring along; "
-            f"compare works with {', '.join(_MODULES)}"
+            f"{source} asks for the reader {asked!r}, which nnU-Net does not bring along; compare works with "
+            f"{', '.join(_MODULES)}: put back the file that nnU-Net wrote there"
         )
-    return str(asked)
+    return asked
 
 
 def read_label_map(path: Path, reader: str) -> LabelMap:
@@ -91,7 +111,12 @@ def read_label_map(path: Path, reader: str) -> LabelMap:
     if content.ndim != 4 or content.shape[0] != 1:
         raise ValueError(f"holds {content.shape[0]} channels, not one label map")
     spacing = tuple(float(mm) for mm in properties["spacing"]) if _has_spacing(path, reader) else None
-    return _flattened(_whole_numbers(content[0]), spacing)
+    return LabelMap(_whole_numbers(content[0]), spacing)
+
+
+def sidecar(path: Path, reader: str) -> Path | None:
+    """Where a file's spacing stands if not in itself: TIFF's, which nnU-Net does not copy to gt_segmentations."""
+    return path.with_suffix(".json") if reader == TIFF_READER else None
 
 
 def _whole_numbers(values: NDArray[Any]) -> NDArray[np.int32]:
@@ -101,18 +126,9 @@ def _whole_numbers(values: NDArray[Any]) -> NDArray[np.int32]:
     return np.where(whole, values, -1).astype(np.int32)
 
 
-def _flattened(values: NDArray[np.int32], spacing: tuple[float, ...] | None) -> LabelMap:
-    """Without the axis of one voxel that a flat image has, whose spacing nnU-Net invents."""
-    flat = [axis for axis, n in enumerate(values.shape) if n == 1]
-    if not flat:
-        return LabelMap(values, spacing)
-    axis = flat[0]
-    return LabelMap(values.squeeze(axis), spacing if spacing is None else spacing[:axis] + spacing[axis + 1 :])
-
-
 def _has_spacing(path: Path, reader: str) -> bool:
-    if reader == "Tiff3DIO":  # nnU-Net keeps it in a JSON file, which it does not copy to gt_segmentations
-        return path.with_suffix(".json").is_file()
+    if (beside := sidecar(path, reader)) is not None:
+        return beside.is_file()
     return reader != "NaturalImage2DIO"
 
 
@@ -120,6 +136,6 @@ def _tif_reader(example: Path) -> str:
     from skimage import io
 
     try:
-        return "NaturalImage2DIO" if io.imread(example).ndim == 2 else "Tiff3DIO"
+        return "NaturalImage2DIO" if io.imread(example).ndim == 2 else TIFF_READER
     except Exception as error:  # the libraries raise many kinds for a damaged file
         raise UserError(f"{example} cannot be read ({error}); put back the reference labels") from error

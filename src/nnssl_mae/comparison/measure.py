@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -14,8 +15,10 @@ from rich.console import Console
 from nnssl_mae.comparison.cache import ScoreCache
 from nnssl_mae.comparison.one_case import EMPTY, CaseScores, Job, score_case
 from nnssl_mae.comparison.runs import Run
+from nnssl_mae.comparison.spacings import tiff_spacings
 from nnssl_mae.console import say
 from nnssl_mae.errors import ResumableError, UserError
+from nnssl_mae.few_labels.dataset import subjects_of_cases
 from nnssl_mae.parallel import in_processes
 from nnssl_mae.progress import track
 
@@ -49,7 +52,7 @@ class MetricOptions:
     """Labels whose connected components are lesions, to be found one by one."""
     subject_regex: str | None = None
     """What of a case's name is its subject: the first group, or all that matches. Without it
-    ``nnssl_folds.json`` tells, else each case is a subject."""
+    ``nnssl_folds.json`` tells, else a BIDS ``sub-`` in the name; each other case is a subject."""
 
 
 def measure(
@@ -70,7 +73,8 @@ def measure(
         ResumableError: a process died over a case, most likely for want of memory.
     """
     _check(runs, options)
-    jobs = {(number, case): _job(run, case, options) for number, run in enumerate(runs) for case in run.cases}
+    units = _Units(runs, console)
+    jobs = {(number, case): _job(run, case, options, units) for number, run in enumerate(runs) for case in run.cases}
     subject_of = _Subjects(options.subject_regex)
     subjects = {(number, case): subject_of(runs[number], case) for number, case in jobs}
     scores = _scores(jobs, cache, workers, console)
@@ -80,7 +84,7 @@ def measure(
 
 
 def _check(runs: Sequence[Run], options: MetricOptions) -> None:
-    if not options.tolerance_mm > 0:
+    if not (options.tolerance_mm > 0 and math.isfinite(options.tolerance_mm)):
         raise UserError(f"A tolerance of {options.tolerance_mm} mm is not possible; take more than 0, such as 1")
     known = {label for run in runs for label in run.labels}
     for label in options.lesions:
@@ -88,7 +92,29 @@ def _check(runs: Sequence[Run], options: MetricOptions) -> None:
             raise UserError(f"No result has a label '{label}' whose lesions could be found; there are: {sorted(known)}")
 
 
-def _job(run: Run, case: str, options: MetricOptions) -> Job:
+class _Units:
+    """How large voxels are where files need not tell: known for all cases of a dataset, or scores in mm for none.
+
+    A mean over some of the cases could not be compared with others.
+    """
+
+    def __init__(self, runs: Sequence[Run], console: Console) -> None:
+        self._spacings = tiff_spacings(runs)
+        self._unknown = {dataset: case for (dataset, case), mm in self._spacings.items() if mm is None}
+        for dataset, case in self._unknown.items():
+            say(
+                console,
+                f"{dataset}: no surface Dice and no HD95, for no file tells the spacing of all cases, such as {case}; "
+                f'write {case}.json with {{"spacing": [z, y, x]}} in mm beside its reference label.',
+            )
+
+    def of(self, dataset: str, case: str) -> tuple[tuple[float, ...] | None, bool]:
+        """The spacing, if files need not tell it, and whether scores in mm are possible."""
+        known = dataset not in self._unknown
+        return self._spacings.get((dataset, case)) if known else None, known
+
+
+def _job(run: Run, case: str, options: MetricOptions, units: _Units) -> Job:
     return Job(
         case,
         run.references / f"{case}{run.file_ending}",
@@ -98,11 +124,12 @@ def _job(run: Run, case: str, options: MetricOptions) -> Job:
         run.ignore,
         options.tolerance_mm,
         tuple(label for label in options.lesions if label in run.labels),
+        *units.of(run.dataset, case),
     )
 
 
 class _Subjects:
-    """Whose a case is: by the user's pattern, by ``nnssl_folds.json``, else by its own name."""
+    """Whose a case is: by the user's pattern, by ``nnssl_folds.json``, else as ``nnssl-mae splits`` would say."""
 
     def __init__(self, pattern: str | None) -> None:
         try:
@@ -114,7 +141,7 @@ class _Subjects:
 
     def __call__(self, run: Run, case: str) -> str:
         if self._pattern is None:
-            return run.subjects.get(case, case)
+            return run.subjects.get(case) or subjects_of_cases([case], None)[case]
         match = self._pattern.search(case)
         subject = match and (match.group(1) if self._pattern.groups else match.group())
         if not subject:

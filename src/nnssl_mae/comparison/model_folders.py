@@ -11,12 +11,13 @@ from nnssl_mae.errors import UserError
 from nnssl_mae.files import read_json
 
 FOLD = "fold_"
+_LOGGED_SPLIT = re.compile(r"This split has (\d{1,9}) training and \d+ validation cases")
 
 
 def folds_in(model: Path) -> list[str]:
     """Names of the folds, in the order of their numbers."""
     names = [path.name.removeprefix(FOLD) for path in model.glob(f"{FOLD}*") if path.is_dir()]
-    return sorted(names, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
+    return sorted(names, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
 
 
 def is_training(fold: Path) -> bool:
@@ -28,6 +29,28 @@ def is_training(fold: Path) -> bool:
     if (fold / "checkpoint_final.pth").is_file():
         return False
     return any(fold.glob("checkpoint_*.pth")) or not (fold / "validation" / "summary.json").is_file()
+
+
+def logged_training_cases(fold: Path) -> set[int]:
+    """How many training cases nnU-Net's logs of a fold tell of, each time it was begun; nothing without a log.
+
+    Raises:
+        UserError: a log cannot be read.
+    """
+    counts: set[int] = set()
+    for log in sorted(fold.glob("training_log_*.txt")):
+        try:
+            text = log.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise UserError(f"{log} cannot be read ({error}); make it readable, or move it away") from error
+        counts |= {int(number) for number in _LOGGED_SPLIT.findall(text)}
+    return counts
+
+
+def label_files(folder: Path, ending: str) -> dict[str, Path]:
+    """Label maps of a folder by case; not the hidden files that macOS puts beside others."""
+    files = (path for path in sorted(folder.glob(f"*{ending}")) if not path.name.startswith("."))
+    return {path.name.removesuffix(ending): path for path in files}
 
 
 def validated_cases(fold: Path, ending: str) -> tuple[str, ...] | None:

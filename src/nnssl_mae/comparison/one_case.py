@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nnssl_mae.comparison.label_maps import LabelMap, read_label_map
+from nnssl_mae.comparison.label_maps import LabelMap, read_label_map, sidecar
 from nnssl_mae.comparison.metrics import METRICS_VERSION, Scores, diagonal_mm, no_prediction, score_label_maps
 from nnssl_mae.files import sha256, short_hash
 
@@ -30,19 +31,29 @@ class Job:
     ignore: int | None
     tolerance_mm: float
     lesions: tuple[str, ...]
+    spacing: tuple[float, ...] | None = None
+    """mm, of all arms' files of this case, where the files themselves need not tell it."""
+    in_mm: bool = True
+    """Else nobody knows how large the voxels are, and scores in mm are not a number."""
 
     def how(self) -> list[Any]:
         """All but the files that decides what comes out."""
-        return [METRICS_VERSION, self.reader, self.labels, self.ignore, self.tolerance_mm, sorted(self.lesions)]
+        units = [self.spacing, self.in_mm]
+        return [METRICS_VERSION, self.reader, self.labels, self.ignore, self.tolerance_mm, sorted(self.lesions), units]
 
     def stamp(self) -> str:
         """Stays the same while neither the files nor the way of measuring change; reads no file."""
-        return short_hash([self.how(), _stamp(self.reference), _stamp(self.prediction)], 32)
+        return short_hash([self.how(), *map(_stamp, self._files())], 32)
 
     def content(self) -> str:
         """The same for the same content under other names and times, as after a copy."""
-        digests = [sha256(path) if path.is_file() else None for path in (self.reference, self.prediction)]
+        digests = [sha256(path) if path.is_file() else None for path in self._files()]
         return short_hash([self.how(), *digests], 32)
+
+    def _files(self) -> list[Path]:
+        """All that is read."""
+        files = [self.reference, self.prediction]
+        return files + [beside for file in files if (beside := sidecar(file, self.reader)) is not None]
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,7 @@ class CaseScores:
 def score_case(job: Job) -> CaseScores:
     """Reads both files and measures the prediction."""
     try:
-        reference = read_label_map(job.reference, job.reader)
+        reference = read_label_map(job.reference, job.reader).with_spacing(job.spacing)
     except MemoryError:
         raise
     except Exception as error:  # the libraries raise many kinds for a damaged file
@@ -93,10 +104,11 @@ def score_case(job: Job) -> CaseScores:
 
 
 def _measured(job: Job, reference: LabelMap, predicted: LabelMap) -> CaseScores:
+    true, guessed = reference.flat(), predicted.flat()
     scores = score_label_maps(
-        reference.values,
-        predicted.values,
-        reference.spacing or predicted.spacing or _unit(reference),
+        true.values,
+        guessed.values,
+        true.spacing or guessed.spacing or _unit(true),
         job.labels,
         job.ignore,
         job.tolerance_mm,
@@ -104,17 +116,25 @@ def _measured(job: Job, reference: LabelMap, predicted: LabelMap) -> CaseScores:
     )
     nothing = not any(label.voxels_predicted for label in scores.values())
     something = any(label.voxels_reference for label in scores.values())
-    return CaseScores(scores, EMPTY if nothing and something else "")
+    return CaseScores(_known(scores, job), EMPTY if nothing and something else "")
 
 
 def _failed(job: Job, reference: LabelMap, failure: str) -> CaseScores:
-    diagonal = diagonal_mm(reference.values.shape, reference.spacing or _unit(reference))
+    flat = reference.flat()
+    diagonal = diagonal_mm(flat.values.shape, flat.spacing or _unit(flat))
     kept = reference.values if job.ignore is None else reference.values[reference.values != job.ignore]
     scores = {
         label: no_prediction(int(np.isin(kept, list(values)).sum()), diagonal, label in job.lesions)
         for label, values in job.labels.items()
     }
-    return CaseScores(scores, failure)
+    return CaseScores(_known(scores, job), failure)
+
+
+def _known(scores: dict[str, Scores], job: Job) -> dict[str, Scores]:
+    """Without scores in mm where nobody knows how large the voxels are."""
+    if job.in_mm:
+        return scores
+    return {label: replace(each, nsd=math.nan, hd95=math.nan) for label, each in scores.items()}
 
 
 def _unit(reference: LabelMap) -> tuple[float, ...]:
@@ -127,7 +147,9 @@ def _stamp(path: Path) -> list[Any]:
         status = path.stat()
     except OSError:
         return [str(path.absolute()), None]
-    return [str(path.absolute()), status.st_size, status.st_mtime_ns]
+    # Copies may keep a time of writing (cp -p, rsync -t), but not the time of change of their entry and its number.
+    kept = [status.st_size, status.st_mtime_ns]
+    return [str(path.absolute()), *kept, status.st_ctime_ns, status.st_ino]
 
 
 def _first_line(error: Exception) -> str:

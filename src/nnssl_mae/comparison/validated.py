@@ -12,7 +12,15 @@ from nnssl_mae.comparison.dataset_places import DatasetPlaces, dataset_places
 from nnssl_mae.comparison.entries import Found, Request, Run, Unfinished
 from nnssl_mae.comparison.fold_map import read_fold_map
 from nnssl_mae.comparison.label_maps import choose_reader
-from nnssl_mae.comparison.model_folders import FOLD, archived_plans, file_ending, folds_in, is_training, validated_cases
+from nnssl_mae.comparison.model_folders import (
+    FOLD,
+    archived_plans,
+    file_ending,
+    folds_in,
+    is_training,
+    logged_training_cases,
+    validated_cases,
+)
 from nnssl_mae.errors import UserError
 
 ALL = "all"
@@ -51,6 +59,7 @@ def _arms_of_models(
     for (dataset, label), found in folders.items():
         for arm, pattern in patterns.items():
             matching = [folder for folder in found if fnmatchcase(folder.name, pattern)]
+            _check_repetitions(arm, pattern, dataset, [*(model.folder for model in arms[dataset][arm]), *matching])
             arms[dataset][arm] += [_Model(f, arm, _replicate(f, label, len(roots), len(matching))) for f in matching]
     return arms
 
@@ -77,6 +86,18 @@ def _check_patterns(patterns: Mapping[str, str], names: Sequence[str]) -> None:
             raise UserError(
                 f"Model {name} matches the patterns of several arms ({', '.join(arms)}); make them stricter, for "
                 "instance 'nnUNetTrainer__*' instead of 'nnUNetTrainer*'"
+            )
+
+
+def _check_repetitions(arm: str, pattern: str, dataset: str, models: Sequence[Path]) -> None:
+    """Only plans may differ within an arm: those made from several pre-trainings are its seeds."""
+    parts = [model.name.split("__") for model in models]
+    for what, place in (("trainers", 0), ("configurations", 2)):
+        names = sorted({part[place] for part in parts})
+        if len(names) > 1:
+            raise UserError(
+                f"Arm '{arm}' ({pattern}) matches models of {len(names)} {what} in {dataset} ({', '.join(names)}), "
+                "which are no repetitions of each other; make the pattern stricter, or name an arm for each"
             )
 
 
@@ -141,7 +162,9 @@ class ValidationSearch:
             file_ending=ending,
             cases=cases,
             reader=choose_reader(
-                archived_plans(model.folder), dataset_json, ending, references / f"{cases[0]}{ending}"
+                *(archived_plans(model.folder), dataset_json, ending),
+                example=references / f"{cases[0]}{ending}",
+                place=model.folder,
             ),
             subjects=self._map.subjects,
         )
@@ -150,15 +173,28 @@ class ValidationSearch:
         """Why a fold cannot be compared; empty if it can."""
         if is_training(folder):
             return NOT_ENDED
+        if unknown := self._map.why_unknown(fold) or self._why_other_number(folder, fold):
+            return unknown
         if predicted is None:
             return "training has ended, validation has not: run nnUNetv2_train with --val"
         current = self._places.current_labels()
         if current is not None and not labels.means_the_same_as(current):
             return "was trained with other labels than dataset.json holds now: train it again"
         expected = self._map.validation_cases(fold)
-        if expected is not None and set(predicted) - set(expected) and set(expected) - set(predicted):
+        if expected is not None and set(predicted) != set(expected):
             return f"was validated on other cases than fold {fold} of splits_final.json holds now: train it again"
         return "" if expected or predicted else "has no validation cases"
+
+    def _why_other_number(self, folder: Path, fold: str) -> str:
+        """Whether nnU-Net's own log tells of another number of labels than the fold has by its name."""
+        labelled = self._map.labelled(fold)
+        if labelled is None or not (others := logged_training_cases(folder) - {labelled}):
+            return ""
+        return (
+            f"its training_log tells of {' and '.join(map(str, sorted(others)))} training cases, and fold {fold} has "
+            f"{labelled}: it was trained on another split; train it again, or put back the splits of that time (move "
+            "logs of earlier trainings away)"
+        )
 
     def _few(self, fold: str) -> tuple[int | None, int | None]:
         return self._map.labelled(fold), self._map.repeat(fold)

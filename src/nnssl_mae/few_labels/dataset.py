@@ -22,7 +22,7 @@ LABELS = "gt_segmentations"
 """Folder of the labels that nnU-Net copies beside the preprocessed cases."""
 
 _BIDS_SUBJECT = r"(?:^|[/_])(sub-[A-Za-z0-9]+)"
-_NOT_UNDERSTOOD = (AssertionError, RuntimeError, ValueError, TypeError, KeyError, AttributeError)
+_NOT_UNDERSTOOD = (AssertionError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True)

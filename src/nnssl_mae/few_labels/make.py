@@ -129,7 +129,8 @@ def make_splits(
         workers: processes that read labels.
         console: for progress.
         dry_run: write nothing.
-        overwrite: forget the few-label folds that are there, if no model was trained on them.
+        overwrite: other options replace those before, if ``nnUNet_results`` has no model of their folds. These keep
+            number and cases in the file, for models elsewhere, but have no name in the map any longer.
 
     Raises:
         UserError: the dataset, its labels or files are not usable, there are other few-label folds already, or too
@@ -146,21 +147,26 @@ def make_splits(
         replaced = overwrite and not _is_of(known, request)
         if replaced:
             nnunet_folder("nnUNet_results")  # without it, nobody knows which folds were trained
-            folds = _without_few_label(folds, known, trained)
+            _refuse_trained(known, trained)
         else:
             _refuse_other(known, request, dataset.folder)
     contents = _Contents(dataset, workers, console)
     old = None if replaced or known is None else known
     if old is None:
-        began, pool, more = _begin(request, dataset, folds, contents)
+        began, pool, more = _begin(request, dataset, folds, known, contents)
     else:
         began, pool, more = old, list(old.orders[0]), []
     _check_pool(request, pool, dataset)
     drawn, missing = _draw(request, began, pool, dataset, contents)
     result, named = with_folds(folds, drawn, missing, sorted(trained), dataset.cases)
     if not dry_run:
-        write_folds(dataset.folder, before, result, named, forget=replaced)
+        write_folds(dataset.folder, before, result, named)
     new = tuple(number for number in named.folds if old is None or number not in old.folds or number >= len(folds))
+    if replaced and known is not None:
+        notes.append(
+            f"The folds before ({', '.join(map(str, known.folds))}) keep their cases in {SPLITS}, but not their names: "
+            f"nnssl-mae compare reports models of them as holes; a backup of {MAP} names them."
+        )
     notes += [*more, *_on_models(trained, len(folds), len(result)), *_on_cases(dataset, result, named, contents.found)]
     return Splits(dataset, result, named, new, tuple(notes))
 
@@ -177,11 +183,16 @@ def _folds_so_far(dataset: PreprocessedDataset) -> tuple[list[Split], list[str]]
 
 
 def _begin(
-    request: SplitsRequest, dataset: PreprocessedDataset, folds: Sequence[Split], contents: _Contents
+    request: SplitsRequest,
+    dataset: PreprocessedDataset,
+    folds: Sequence[Split],
+    before: FoldsMap | None,
+    contents: _Contents,
 ) -> tuple[FoldsMap, list[str], list[str]]:
-    """A map without folds, the pool of training cases, and notes."""
+    """A map without folds in place of the one before, the pool of training cases, and notes."""
     subjects = subjects_of_cases(dataset.cases, request.subject_regex)
-    stock = count_stock_folds(folds, dataset.cases)
+    known = before is not None and len(folds) > before.stock_folds
+    stock = before.stock_folds if before is not None and known else count_stock_folds(folds, dataset.cases)
     if request.validation_share is not None:
         pool, validation = hold_out(subjects, contents(), request.validation_share, request.seed)
         notes: list[str] = []
@@ -194,6 +205,7 @@ def _begin(
         subject_regex=request.subject_regex,
         validation=tuple(validation),
         subjects=subjects,
+        replaced=() if before is None else tuple(sorted({*before.replaced, *before.folds})),
     )
     return begun, pool, notes
 
@@ -262,17 +274,12 @@ def _refuse_other(known: FoldsMap, request: SplitsRequest, folder: Path) -> None
         )
 
 
-def _without_few_label(folds: Sequence[Split], known: FoldsMap, trained: Mapping[int, Path]) -> list[Split]:
-    """The folds before few-label ones were added; of those that somebody appended later the numbers stay."""
+def _refuse_trained(known: FoldsMap, trained: Mapping[int, Path]) -> None:
     if used := sorted(known.folds.keys() & trained.keys()):
         raise UserError(
-            f"{trained[used[0]]} was trained on few-label fold {used[0]}, whose cases --overwrite would change; use "
-            "the options of before to add folds, or move the models of these folds out of nnUNet_results"
+            f"{trained[used[0]]} was trained on few-label fold {used[0]}, which would lose its name with --overwrite; "
+            "use the options of before to add folds, or move the models of these folds out of nnUNet_results"
         )
-    kept = [folds[number % known.stock_folds] if number in known.folds else fold for number, fold in enumerate(folds)]
-    while len(kept) - 1 in known.folds:
-        kept.pop()
-    return kept
 
 
 def _draw(

@@ -9,7 +9,7 @@ whose names are not known yet; the next run with the same options finds them equ
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from nnssl_mae.files import as_json, whole_file, write_first
 
 SPLITS = "splits_final.json"
 MAP = "nnssl_folds.json"
+MAP_VERSION = 1
 FIRST_FEW_LABEL_FOLD = 100
+_END = 100_000  # so many folds before it would be written for a damaged number
 
 _STOCK_FOLDS, _STOCK_SEED = 5, 12345
-_VERSION = 1
 
 Split = dict[str, list[str]]
 """``train`` and ``val``: cases of one fold."""
@@ -59,6 +60,8 @@ class FoldsMap:
     orders: tuple[tuple[str, ...], ...] = ()
     """Of each repeat: the training pool in the order in which cases get labels."""
     folds: Mapping[int, FewLabelFold] = field(default_factory=dict)
+    replaced: tuple[int, ...] = ()
+    """Numbers of few-label folds of other options before. No other fold ever gets them, for models may have them."""
 
     def split(self, labelled: int, repeat: int) -> Split:
         """Training cases, sorted as nnU-Net sorts them, and validation cases."""
@@ -71,13 +74,14 @@ class FoldsMap:
             for number, fold in sorted(self.folds.items())
         }
         return {
-            "version": _VERSION,
+            "version": MAP_VERSION,
             "seed": self.seed,
             "stock_folds": self.stock_folds,
             "validation_from": dict(self.validation_from),
             "subject_regex": self.subject_regex,
             "validation": list(self.validation),
             "folds": folds,
+            "replaced": list(self.replaced),
             "subjects": dict(self.subjects),
             "orders": [list(order) for order in self.orders],
         }
@@ -94,11 +98,11 @@ def read_map(folder: Path) -> FoldsMap | None:
         return None
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        if content["version"] != _VERSION:
+        if content["version"] != MAP_VERSION:
             raise ValueError(f"version {content['version']} is not known here")
         found = _map_of(content)
         _check_map(found)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(
             f"{file} cannot be read ({type(error).__name__}: {error}); restore it, or move it away: then the folds "
             f"that {SPLITS} has stay, and those that the same options would give are found again"
@@ -119,6 +123,7 @@ def _map_of(content: Mapping[str, Any]) -> FoldsMap:
             int(number): FewLabelFold(int(fold["labelled"]), int(fold["repeat"]), _names(fold["missing"]))
             for number, fold in content["folds"].items()
         },
+        replaced=tuple(int(number) for number in content.get("replaced", ())),
     )
 
 
@@ -131,14 +136,27 @@ def _names(value: Any) -> tuple[str, ...]:
 def _check_map(found: FoldsMap) -> None:
     for number, fold in found.folds.items():
         fits = 0 <= fold.repeat < len(found.orders) and 1 <= fold.labelled <= len(found.orders[fold.repeat])
-        if number < FIRST_FEW_LABEL_FOLD or not fits:
+        if not FIRST_FEW_LABEL_FOLD <= number < _END or not fits:
             raise ValueError(f"fold {number} does not fit the rest")
+    for number in found.replaced:
+        if not FIRST_FEW_LABEL_FOLD <= number < _END or number in found.folds:
+            raise ValueError(f"replaced fold {number} does not fit the rest")
     if len({frozenset(order) for order in found.orders}) > 1:
         raise ValueError("its repeats are not of the same cases")
     if not found.orders or found.stock_folds < 1:
         raise ValueError("it has no repeats or no first folds")
     if any(not set(order).isdisjoint(found.validation) for order in found.orders) or not found.validation:
         raise ValueError("its training and validation cases overlap")
+    if strangers := {*found.orders[0], *found.validation} - found.subjects.keys():
+        raise ValueError(f"case {min(strangers)} has no subject")
+    source, value = next(iter(found.validation_from.items()), ("", None))
+    number = type(value) is int and value >= 0
+    if len(found.validation_from) != 1 or not (number if source == "fold" else source == "share" and _is_share(value)):
+        raise ValueError(f"{dict(found.validation_from)} tells no source of validation cases")
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, float) and 0 < value < 1
 
 
 def splits_bytes(folder: Path) -> bytes | None:
@@ -239,6 +257,8 @@ def with_folds(
     result = list(folds)
     if len(folds) < FIRST_FEW_LABEL_FOLD:  # at the first run, or where the file was made anew
         known = replace(known, stock_folds=len(folds))
+    if known.replaced:  # their numbers are taken, also where the file was made anew
+        _fill(result, max(known.replaced) + 1, known, trained, cases)
     named = dict(known.folds)
     for number, fold in sorted(named.items()):  # folds that somebody removed with the file come back
         if number >= len(result):
@@ -247,7 +267,8 @@ def with_folds(
     there = {(fold.labelled, fold.repeat) for fold in named.values()}
     for (labelled, repeat), missing in sorted(wanted.items()):
         if (labelled, repeat) not in there:
-            number = _place(result, known.split(labelled, repeat), named, known, trained, cases)
+            taken = named.keys() | set(known.replaced)
+            number = _place(result, known.split(labelled, repeat), taken, known, trained, cases)
             named[number] = FewLabelFold(labelled, repeat, missing)
     return result, replace(known, folds=dict(sorted(named.items())))
 
@@ -255,14 +276,14 @@ def with_folds(
 def _place(
     folds: list[Split],
     split: Split,
-    named: Mapping[int, FewLabelFold],
+    taken: Collection[int],
     known: FoldsMap,
     trained: Sequence[int],
     cases: Sequence[str],
 ) -> int:
     """Number of a fold with these cases: one that has no name yet after a kill, else a new one at the end."""
     for number in range(FIRST_FEW_LABEL_FOLD, len(folds)):
-        if number not in named and folds[number] == split:
+        if number not in taken and folds[number] == split:
             return number
     number = max(FIRST_FEW_LABEL_FOLD, len(folds))
     while number in trained:
@@ -297,18 +318,14 @@ def _same(one: Split, other: Split) -> bool:
     return all(set(one[side]) == set(other[side]) for side in ("train", "val"))
 
 
-def write_folds(
-    folder: Path, before: bytes | None, folds: Sequence[Split], named: FoldsMap, forget: bool = False
-) -> None:
+def write_folds(folder: Path, before: bytes | None, folds: Sequence[Split], named: FoldsMap) -> None:
     """Writes the splits with a backup of those that were there, then the map; each only if it changes.
 
     Args:
         folder: of the preprocessed dataset.
         before: the bytes of the splits file that ``folds`` were made from; None if there was none.
         folds: all folds.
-        named: the map.
-        forget: put the map that is there away first, because its folds get other cases. After a kill before the new
-            map is written the file has folds without names, and none with wrong ones.
+        named: the map. One that is there and names folds that this one replaces is kept as a backup.
 
     Raises:
         UserError: the folder cannot be written, or another program changed the splits meanwhile.
@@ -316,14 +333,13 @@ def write_folds(
     try:
         if _file_bytes(folder / SPLITS) != before:
             raise UserError(f"{folder / SPLITS} was changed by another program meanwhile; run the same command again")
-        if forget:
-            _back_up(folder / MAP)
-            (folder / MAP).unlink()
         if before is None or json.loads(before) != list(folds):
             _back_up(folder / SPLITS)
             _write(folder / SPLITS, as_json(list(folds)))
         content = as_json(named.as_json())
         if _file_bytes(folder / MAP) != content:
+            if named.replaced:
+                _back_up(folder / MAP)
             _write(folder / MAP, content)
     except OSError as error:
         raise UserError(
