@@ -15,12 +15,14 @@ from pydantic import ValidationError
 from scipy import ndimage
 
 from nnssl_mae.brains import dataset
+from nnssl_mae.brains.anatomies import people_of
 from nnssl_mae.brains.anatomy import Anatomy
 from nnssl_mae.brains.dataset import (
     ANATOMY_REGEX,
     STUDY_LABELS,
     labelled_folder,
     list_subjects,
+    read_study_data,
     tuning_folder,
     write_study_data,
 )
@@ -30,12 +32,15 @@ from nnssl_mae.brains.rendering import STYLES
 from nnssl_mae.brains.writing import read_anatomy, save_anatomy
 from nnssl_mae.errors import UserError
 
+LOAD = dataset.load_anatomies
+STUDIES = Path(__file__).parents[2] / "docs" / "study"
 PLAN = StudyData(
     resolution=6,
     pretraining=Part(anatomies=("icbm", "donor1"), cases=2, styles=STYLES),
     training=Part(anatomies=("icbm",), cases=2, styles=("t1",)),
     tuning=Part(anatomies=("donor4",), cases=2, styles=("t1",)),
-    test=Part(anatomies=("mni152",), cases=2, styles=("flair", "pd")),
+    test=Part(anatomies=("donor5",), cases=2, styles=("flair", "pd")),
+    real_images=True,
 )
 
 
@@ -50,11 +55,17 @@ def onion(scale: float) -> Anatomy:
     return fit(from_labels(labels, np.diag([6.0, 6.0, 6.0, 1.0]), 6, t1), (44, 42, 40))
 
 
+@pytest.fixture
+def load_for_real() -> Callable[..., dict[str, Anatomy]]:
+    """What :func:`onions` stands in for."""
+    return LOAD
+
+
 @pytest.fixture(autouse=True)
 def onions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Anatomies that take no packages and no time."""
 
-    def load(plan: StudyData, workers: int, on_line: Callable[[str], None]) -> dict[str, Anatomy]:
+    def load(plan: StudyData, workers: int, on_line: Callable[[str], None], folder: Path) -> dict[str, Anatomy]:
         return {name: onion(1 - 0.04 * i) for i, name in enumerate(plan.anatomies)}
 
     monkeypatch.setattr(dataset, "load_anatomies", load)
@@ -64,7 +75,7 @@ def onions(monkeypatch: pytest.MonkeyPatch) -> None:
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("study") / "data"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dataset, "load_anatomies", lambda plan, workers, on_line: {n: onion(1) for n in plan.anatomies})
+        patch.setattr(dataset, "load_anatomies", lambda plan, *others: {n: onion(1) for n in plan.anatomies})
         write_study_data(out, PLAN, lambda line: None, workers=1)
     return out
 
@@ -85,8 +96,8 @@ def test_every_part_has_its_files(written: Path) -> None:
     folder = written / labelled_folder(PLAN)
     names = {part: sorted(p.name for p in (folder / part).iterdir()) for part in ("imagesTr", "labelsTs", "imagesReal")}
     assert names["imagesTr"] == ["icbm-train000_0000.nii.gz", "icbm-train001_0000.nii.gz"]
-    assert names["labelsTs"] == ["mni152-test000.nii.gz", "mni152-test001.nii.gz"]
-    assert names["imagesReal"] == ["mni152-real_0000.nii.gz"]
+    assert names["labelsTs"] == ["donor5-test000.nii.gz", "donor5-test001.nii.gz"]
+    assert names["imagesReal"] == ["donor5-real_0000.nii.gz"]
     assert len(list((written / "scans").glob("sub-*/anat/*.nii.gz"))) == 4
     content = json.loads((folder / "dataset.json").read_text())
     assert content["numTraining"] == 2 and list(content["labels"]) == list(STUDY_LABELS.values())
@@ -120,7 +131,7 @@ def test_subjects_file_says_what_each_case_is(written: Path) -> None:
 
 
 def test_same_plan_gives_the_same_bytes(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset, "load_anatomies", lambda plan, workers, on_line: {n: onion(1) for n in plan.anatomies})
+    monkeypatch.setattr(dataset, "load_anatomies", lambda plan, *others: {n: onion(1) for n in plan.anatomies})
     write_study_data(tmp_path / "again", PLAN, lambda line: None, workers=2)
     first, second = (
         {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*") if p.is_file()}
@@ -148,9 +159,65 @@ def test_data_of_another_plan_is_left_alone(written: Path, tmp_path: Path) -> No
         write_study_data(tmp_path, PLAN, lambda line: None)
 
 
+def test_folder_that_cannot_be_written_to_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out, sentence in (
+        (tmp_path / "file", "file is a file; give a new folder"),
+        (tmp_path / "file" / "x", "Nothing can be written to .*x .*give another folder with -o"),
+        (Path("/proc/x"), "Nothing can be written to /proc/x .*give another folder with -o"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            write_study_data(out, PLAN, lambda line: None, workers=1)
+
+
+def test_plan_without_a_single_case_writes_nothing(tmp_path: Path) -> None:
+    content = PLAN.model_dump()
+    for part in PLAN.parts:
+        content[part]["cases"] = 0
+    with pytest.raises(UserError, match="no cases in any part"):
+        write_study_data(tmp_path / "data", StudyData.model_validate(content), lambda line: None, workers=1)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("text", [None, "[1]", "a: [", "colour: 1", "base: nowhere", "resolution: 9"])
+def test_sentences_on_a_plan_speak_of_a_plan(tmp_path: Path, text: str | None) -> None:
+    file = tmp_path / "b.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(UserError, match=r"plan of brains .*b\.yaml") as caught:
+        read_study_data(file)
+    assert not str(caught.value).startswith(("The recipe", "There is no recipe"))
+
+
+def test_finished_data_is_only_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_study_data(tmp_path / "data", PLAN, lambda line: None, workers=1)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}
+    lines: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "load_anatomies", None)  # whoever calls it fails
+        patch.setattr(dataset, "write_subjects", None)
+        write_study_data(tmp_path / "data", PLAN, lines.append, workers=1)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")} == before
+    assert len(lines) == 1 and "holds all of it already" in lines[0]
+    (tmp_path / "data" / "subjects.json").write_text("{")  # damaged: written again
+    write_study_data(tmp_path / "data", PLAN, lambda line: None, workers=1)
+    assert len(json.loads((tmp_path / "data" / "subjects.json").read_text())) == len(list_subjects(PLAN)) + 1
+
+
+def test_killed_writing_does_not_make_its_anatomies_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load_for_real: Callable[..., dict[str, Anatomy]]
+) -> None:
+    for name in PLAN.anatomies:
+        save_anatomy(tmp_path / f"{name}.npz", onion(1))
+    monkeypatch.setattr(dataset, "ProcessPoolExecutor", None)  # whoever makes one fails
+    found = load_for_real(PLAN, 1, lambda line: None, tmp_path)
+    assert tuple(found) == PLAN.anatomies
+    assert len({anatomy.labels.shape for anatomy in found.values()}) == 1
+
+
 def test_no_two_brains_are_the_same_person() -> None:
     subjects = list_subjects(StudyData())
-    assert len({subject.seed for subject in subjects}) == len(subjects) == 4 * 50 + 4 * 10 + 12 + 3 * 12
+    assert len({subject.seed for subject in subjects}) == len(subjects) == 3 * 50 + 3 * 10 + 12 + 4 * 8
     assert len({subject.image for subject in subjects}) == len(subjects)
 
 
@@ -165,10 +232,36 @@ def test_default_plan_keeps_anatomies_and_contrasts_apart() -> None:
 
 def test_shared_anatomy_is_refused_unless_allowed() -> None:
     content = StudyData().model_dump()
-    content["test"]["anatomies"] = ("donor4", "icbm")
-    with pytest.raises(ValidationError, match="icbm is in test and in pretraining"):
+    content["test"]["anatomies"] = ("donor4", "donor1")
+    with pytest.raises(ValidationError, match="donor1 is in test and in pretraining"):
         StudyData.model_validate(content)
     assert StudyData.model_validate({**content, "allow_shared_anatomies": True}).anatomies[0] == "icbm"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"test": "mni152", "pretraining": "icbm", "training": "donor1"}, "mni152 is in test and icbm, an average of"),
+        ({"tuning": "icbm", "pretraining": "donor1", "training": "mni152"}, "icbm is in tuning and mni152, an average"),
+        ({"test": "icbm", "tuning": "mni152", "pretraining": "donor1", "training": "donor1"}, "of the same people"),
+        ({"test": "icbm mni152", "pretraining": "donor1", "training": "donor1"}, "would count as two people"),
+    ],
+)
+def test_the_same_people_are_never_on_both_sides(changes: dict[str, str], message: str) -> None:
+    """Both averages are of the same 152 people, so a model that was trained on one has seen the other."""
+    content = StudyData().model_dump()
+    for part, anatomies in changes.items():
+        content[part]["anatomies"] = tuple(anatomies.split())
+    with pytest.raises(ValidationError, match=message):
+        StudyData.model_validate(content)
+    StudyData.model_validate({**content, "allow_shared_anatomies": True})
+
+
+@pytest.mark.parametrize("file", ["small", "reference"])
+def test_plans_of_the_published_studies_hold_four_independent_people_for_the_test(file: str) -> None:
+    plan = read_study_data(STUDIES / f"{file}.brains.yaml")
+    assert not plan.allow_shared_anatomies
+    assert len({people_of(name) for name in plan.test.anatomies}) == len(plan.test.anatomies) == 4
 
 
 @pytest.mark.parametrize(

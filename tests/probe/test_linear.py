@@ -34,19 +34,31 @@ def test_noise_stays_at_chance_on_new_scans() -> None:
     assert accuracy([noise(0), noise(1), noise(2)], noise(3)) == pytest.approx(1 / 3, abs=0.1)
 
 
-def test_the_penalty_is_chosen_for_new_scans() -> None:
+def weak(seed: int, n: int) -> Samples:
     """More channels than voxels, and a weak signal in many of them: next to no penalty learns the noise by heart."""
     direction = np.random.default_rng(9).normal(size=300) / 10
+    rng = np.random.default_rng(seed)
+    classes = rng.integers(0, 2, n)
+    return Samples(rng.normal(size=(n, 300)) + np.outer(2 * classes - 1, direction), classes)
 
-    def scan(seed: int, n: int) -> Samples:
-        rng = np.random.default_rng(seed)
-        classes = rng.integers(0, 2, n)
-        return Samples(rng.normal(size=(n, 300)) + np.outer(2 * classes - 1, direction), classes)
 
-    scans, test = [scan(seed, 100) for seed in range(4)], scan(10, 4000)
-    chosen = fit(scans, 2)
+def test_the_penalty_is_chosen_for_new_scans() -> None:
+    test = weak(10, 4000)
+    chosen = fit([weak(seed, 100) for seed in range(4)], 2)
     assert chosen.penalty >= 0.1
     assert (chosen.predict(test.features) == test.classes).mean() > 0.8
+
+
+def test_the_penalty_is_chosen_for_new_subjects() -> None:
+    """Each subject was scanned twice: who leaves out one scan finds that learning the other one by heart pays."""
+    scans = [scan for scan in (weak(seed, 100) for seed in range(4)) for _ in range(2)]
+    assert fit(scans, 2, list("aabbccdd")).penalty >= 0.1
+    assert fit(scans, 2).penalty < 0.1
+
+
+def test_of_one_subject_there_is_nothing_to_choose_the_penalty_with() -> None:
+    scans = [weak(0, 100), weak(1, 100)]
+    assert fit(scans, 2, ["a", "a"]).penalty == fit(scans[:1], 2).penalty
 
 
 def test_one_training_scan_is_enough() -> None:

@@ -8,9 +8,10 @@ import torch
 from torch.nn import functional as F
 
 from nnssl_mae.errors import UserError
+from nnssl_mae.probe import linear_probe
 from nnssl_mae.probe.encoders import FeatureMaps
 from nnssl_mae.probe.labels import LabelNames
-from nnssl_mae.probe.linear import Samples, fit
+from nnssl_mae.probe.linear import Classifier, Samples, fit
 from nnssl_mae.probe.linear_probe import Exam, Marks, examine, features_at, scores_of, set_exam
 from nnssl_mae.probe.volumes import ProbeScan
 from nnssl_mae.scans.preprocess import Preprocessed
@@ -86,6 +87,19 @@ def test_a_scan_is_never_tested_by_what_it_trained() -> None:
     exam = exam_of(same_group)  # trained on one sign, tested on the other
     assert len(exam.folds) == 2
     assert marks_of(exam, flipped).dice["square"] < 0.5
+
+
+def test_the_penalty_is_chosen_by_subject(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[list[str]] = []
+
+    def fit_and_tell(samples: list[Samples], classes: int, groups: list[str]) -> Classifier:
+        told.append(groups)
+        return fit(samples, classes, groups)
+
+    monkeypatch.setattr(linear_probe, "fit", fit_and_tell)
+    scans = [scan(n, group) for n, group in enumerate("aabbcc")]
+    marks_of(exam_of(scans), lambda patch: [patch[None]])
+    assert sorted(map("".join, told)) == ["aabb", "aacc", "bbcc"]
 
 
 def test_voxels_of_the_ignored_label_have_no_part() -> None:

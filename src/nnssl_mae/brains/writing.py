@@ -88,17 +88,18 @@ def write_subject(out: Path, anatomies: Path, subject: Subject) -> Written:
 
 
 def save_anatomy(path: Path, anatomy: Anatomy) -> None:
-    """Store an anatomy for :func:`read_anatomy`; no lossy type."""
-    np.savez(
-        path,
-        t1=anatomy.t1,
-        tissue=anatomy.tissue,
-        labels=anatomy.labels,
-        affine=anatomy.affine,
-        spacing=np.asarray(anatomy.spacing),
-        tissues=np.asarray(anatomy.tissues),
-        has_image=np.asarray(anatomy.has_image),
-    )
+    """Store an anatomy for :func:`read_anatomy`; no lossy type. The file appears when whole."""
+    with whole_file(path) as temporary, temporary.open("wb") as file:  # given a name, numpy would change its ending
+        np.savez(
+            file,
+            t1=anatomy.t1,
+            tissue=anatomy.tissue,
+            labels=anatomy.labels,
+            affine=anatomy.affine,
+            spacing=np.asarray(anatomy.spacing),
+            tissues=np.asarray(anatomy.tissues),
+            has_image=np.asarray(anatomy.has_image),
+        )
 
 
 def read_anatomy(path: Path) -> Anatomy:

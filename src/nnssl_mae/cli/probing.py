@@ -38,8 +38,8 @@ def probe(
         int, typer.Option("--most-scans", help="How many scans to look at, evenly spread.", min=1)
     ] = 8,
     random_networks: Annotated[
-        int, typer.Option("--random", help="Untrained networks to compare with, at least 3.")
-    ] = 3,
+        int, typer.Option("--random", help="Untrained networks to compare with, at least 3; more find smaller leads.")
+    ] = 5,
     subject_regex: Annotated[
         str | None,
         typer.Option("--subject-regex", help="Scans with the same first group belong to one subject, as in `scan`."),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Relative to the mean variance of the standardised features, which is one."""
-_USUAL = 1e-2  # where one scan is all there is to train on, and nothing to choose with
+_USUAL = 1e-2  # where one subject is all there is to train on, and nothing to choose with
 _CONSTANT = 1e-9
 
 Matrix = NDArray[np.float64]
@@ -42,16 +42,19 @@ class Classifier:
         return np.asarray((features @ self.weights + self.bias).argmax(axis=1))
 
 
-def fit(scans: Sequence[Samples], classes: int) -> Classifier:
-    """Trains on all scans; the penalty is the one of :data:`PENALTIES` that does best on scans left out one by one.
+def fit(scans: Sequence[Samples], classes: int, groups: Sequence[str] | None = None) -> Classifier:
+    """Trains on all scans; the penalty is the one of :data:`PENALTIES` that does best on subjects left out one by one.
 
     Args:
         scans: training samples of each scan.
         classes: how many there are.
+        groups: of each scan, its subject; default: each scan is one of its own. Scans of one subject are left out
+            together, or a penalty that learns people by heart would look good.
     """
+    subjects = [str(place) for place in range(len(scans))] if groups is None else list(groups)
     standard = _Standard.of(scans)
     moments = [_moments(standard(scan.features), scan.classes, classes) for scan in scans]
-    penalty = _USUAL if len(scans) < 2 else _best_penalty(scans, standard, moments)
+    penalty = _USUAL if len(set(subjects)) < 2 else _best_penalty(scans, standard, moments, subjects)
     return standard.undone(_solved(_sum(moments), penalty), penalty)
 
 
@@ -105,15 +108,19 @@ def _solved(moments: _Moments, penalty: float) -> Matrix:
     return np.asarray(np.linalg.solve(moments.gram + np.diag(punished), moments.cross), dtype=np.float64)
 
 
-def _best_penalty(scans: Sequence[Samples], standard: _Standard, moments: Sequence[_Moments]) -> float:
-    """By balanced accuracy on each scan after training on the others; the larger one where two do equally well."""
+def _best_penalty(
+    scans: Sequence[Samples], standard: _Standard, moments: Sequence[_Moments], subjects: Sequence[str]
+) -> float:
+    """By balanced accuracy on each subject's scans after training on other subjects; the larger one of two equals."""
     scores = dict.fromkeys(PENALTIES, 0.0)
-    for left_out, scan in enumerate(scans):
-        others = _sum([each for place, each in enumerate(moments) if place != left_out])
-        features = standard(scan.features)
-        for penalty in PENALTIES:
-            found = (features @ _solved(others, penalty)).argmax(axis=1)
-            scores[penalty] += balanced_accuracy(confusion(scan.classes, found, len(moments[0].cross[0])))
+    for left_out in dict.fromkeys(subjects):
+        others = _sum([each for each, subject in zip(moments, subjects, strict=True) if subject != left_out])
+        solutions = {penalty: _solved(others, penalty) for penalty in PENALTIES}
+        for scan in (each for each, subject in zip(scans, subjects, strict=True) if subject == left_out):
+            features = standard(scan.features)
+            for penalty, solution in solutions.items():
+                found = (features @ solution).argmax(axis=1)
+                scores[penalty] += balanced_accuracy(confusion(scan.classes, found, len(moments[0].cross[0])))
     return max(PENALTIES, key=lambda penalty: (round(scores[penalty], 9), penalty))
 
 

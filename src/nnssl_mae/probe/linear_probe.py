@@ -94,7 +94,8 @@ def set_exam(scans: Sequence[ProbeScan], patch: Sequence[int], names: LabelNames
     if len({scan.group for scan in labelled}) < 2:
         raise UserError(
             f"The linear probe needs labels of at least two subjects, to train on some and test on others; "
-            f"{len(labelled)} of the {len(scans)} scans have labels. Add labelled scans, or leave --labels out"
+            f"{len(labelled)} of the {len(scans)} scans have labels. Add labelled scans, look at more of them "
+            "(--most-scans), or leave --labels out"
         )
     values = _values(labelled, names)
     tasks = tuple(_task(scan, patch, values, np.random.default_rng([seed, n])) for n, scan in enumerate(labelled))
@@ -201,8 +202,9 @@ def _classifiers(exam: Exam, samples: Sequence[Samples]) -> list[Classifier]:
     """For each scan the one that was trained on all folds but the scan's."""
     found: dict[int, Classifier] = {}
     for fold in exam.folds:
-        others = [each for place, each in enumerate(samples) if place not in fold]
-        found |= dict.fromkeys(fold, fit(others, len(exam.values)))
+        others = [place for place in range(len(samples)) if place not in fold]
+        subjects = [exam.tasks[place].scan.group for place in others]
+        found |= dict.fromkeys(fold, fit([samples[place] for place in others], len(exam.values), subjects))
     return [found[place] for place in range(len(samples))]
 
 

@@ -8,11 +8,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from nnssl_mae.probe.baselines import BASELINES
 from nnssl_mae.probe.collapse import Use
 from nnssl_mae.probe.linear_probe import Marks
 from nnssl_mae.probe.reconstruction import NETWORK, Reconstructions
+
+COVERAGE = 0.95
+"""Of :attr:`LinearProbe.prediction_limit`: half of the rest, every fortieth, lies above it by chance alone."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,18 @@ class LinearProbe:
     def random_sd(self) -> float:
         """Standard deviation (n - 1) between them."""
         return float(np.std([marks.mean_dice for marks in self.random], ddof=1))
+
+    @property
+    def prediction_limit(self) -> float:
+        """Dice by which one more untrained network may differ from ``random_mean``, in 95 of 100 cases.
+
+        Both the mean and the spread come from few networks, so this is not two standard deviations: it is a prediction
+        interval for one new draw from a normal distribution, ``t(0.975, n - 1) * sd * sqrt(1 + 1 / n)``, about 5
+        standard deviations for 3 networks and 3 for 5.
+        """
+        number = len(self.random)
+        quantile = float(stdtrit(number - 1, (1 + COVERAGE) / 2))  # of Student's t
+        return quantile * self.random_sd * math.sqrt(1 + 1 / number)
 
     @property
     def wins(self) -> float:
@@ -125,6 +141,7 @@ def _linear(found: LinearProbe) -> dict[str, Any]:
         "share_of_body_reached": found.covered,
         "random_mean_dice": found.random_mean,
         "random_sd_dice": found.random_sd,
+        "prediction_limit_dice": found.prediction_limit,
         "share_of_scans_better_than_every_random_network": found.wins,
         **{
             name: [asdict(marks) | {"mean_dice": marks.mean_dice} for marks in each]

@@ -16,7 +16,7 @@ from nnssl_mae.checkpoints.describe import Checkpoint
 from nnssl_mae.checkpoints.read import read_checkpoint
 from nnssl_mae.console import say
 from nnssl_mae.errors import UserError
-from nnssl_mae.files import short_hash, write_json
+from nnssl_mae.files import short_hash, unique_word, write_json
 from nnssl_mae.networks.pretraining import PretrainingNetwork
 from nnssl_mae.probe.chosen import ChosenScans, choose_checkpoints, choose_scans
 from nnssl_mae.probe.collapse import Use
@@ -29,6 +29,7 @@ from nnssl_mae.probe.encoders import (
 )
 from nnssl_mae.probe.features import Patch, patches_of, use_of_stages
 from nnssl_mae.probe.figure import draw_probe
+from nnssl_mae.probe.forecast import forecast, patches_to_see, seconds_of_a_patch
 from nnssl_mae.probe.linear_probe import Exam, Marks, examine, set_exam
 from nnssl_mae.probe.reconstruction import RATIOS, Reconstructions, reconstructing, reconstructions
 from nnssl_mae.probe.result import Collapse, LinearProbe, Probed, as_json
@@ -44,7 +45,7 @@ from nnssl_mae.probe.volumes import (
 )
 from nnssl_mae.progress import track
 
-FEWEST_RANDOM = 3
+FEWEST_RANDOM, USUAL_RANDOM = 3, 5
 Result = TypeVar("Result")
 Steps = Iterator[Probed | None]
 
@@ -58,7 +59,7 @@ class Wishes:
     dataset: int | None = None
     """A labelled dataset of nnU-Net, in place of ``scans`` and ``labels``."""
     ratios: tuple[float, ...] = RATIOS
-    random_networks: int = FEWEST_RANDOM
+    random_networks: int = USUAL_RANDOM
     most_scans: int = 8
     seed: int = 0
     every: bool = False
@@ -110,12 +111,13 @@ def probe(
     for path in paths:
         usable(read_checkpoint(path), path)
     chosen = choose_scans(wishes.scans, wishes.labels, wishes.dataset, wishes.most_scans, wishes.subject_regex)
-    bench = _Bench(chosen, wishes, where)
+    bench = _Bench(chosen, wishes, where, console)
     found = []
     for path in paths:
         checkpoint, notes = usable(read_checkpoint(path), path)
-        steps, total = bench.steps(checkpoint, path, [*chosen.notes, *checkpoint.notes, *notes])
-        found.append(_last(track(_within_memory(steps), f"Probing {checkpoint.origin.label}", total, console)))
+        with _within_memory():
+            steps, total = bench.steps(checkpoint, path, [*chosen.notes, *checkpoint.notes, *notes])
+            found.append(_last(track(steps, f"Probing {checkpoint.origin.label}", total, console)))
     if show:
         print_probe(found, console)
     if out is not None:
@@ -149,9 +151,10 @@ def _last(steps: Iterator[Result | None]) -> Result:
     return last
 
 
-def _within_memory(steps: Steps) -> Steps:
+@contextlib.contextmanager
+def _within_memory() -> Iterator[None]:
     try:
-        yield from steps
+        yield
     except torch.OutOfMemoryError as error:
         raise UserError("The GPU has too little memory for this patch and network; use --device cpu") from error
 
@@ -163,7 +166,7 @@ class _Bench:
     chosen: ChosenScans
     wishes: Wishes
     device: torch.device
-    _checked: set[str] = field(default_factory=set)
+    console: Console
     _scans: dict[str, list[ProbeScan]] = field(default_factory=dict)
     _untrained: dict[str, tuple[tuple[tuple[Use, ...], ...], tuple[Marks, ...], Marks | None]] = field(
         default_factory=dict
@@ -180,6 +183,12 @@ class _Bench:
         contestants = 1 if key in self._untrained else 2 + self.wishes.random_networks
         total = 1 + (0 if isinstance(network, str) else len(scans) + 1) + contestants
         total += 0 if exam is None else contestants * (2 * len(exam.tasks) + 1)
+        ratios = 0 if isinstance(network, str) else len(self.wishes.ratios) + 1
+        patches = patches_to_see(max(1, contestants - 1), len(scans), exam, ratios)  # raw intensities need no network
+        if line := forecast(
+            checkpoint.origin.label, patches, seconds_of_a_patch(features_of(encoder, self.device), patch)
+        ):
+            say(self.console, line)
         if isinstance(network, str):
             notes = [*notes, f"No reconstruction: {network}."]
         if exam is not None and exam.covered < 0.999:
@@ -248,10 +257,11 @@ class _Bench:
         if key not in self._scans:
             self._scans.clear()
             check_scans(self.chosen.scans, str(checkpoint.plans["image_reader_writer"]), checkpoint.beyond_stock)
-            self._scans[key] = [
+            prepared = (
                 prepared_scan(scan, checkpoint, self.chosen.labels.get(scan.case), scan.subject)
                 for scan in self.chosen.scans
-            ]
+            )
+            self._scans[key] = list(track(prepared, "Preparing scans", len(self.chosen.scans), self.console))
         return self._scans[key]
 
 
@@ -273,9 +283,22 @@ def _device(name: str | None) -> torch.device:
 
 
 def _check_out(out: Path | None) -> None:
-    """Before an hour of work: is there a file where the folder should be?"""
-    if out is not None and out.exists() and not out.is_dir():
+    """Before an hour of work: can the folder be written to? Leaves nothing behind."""
+    if out is None:
+        return
+    if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose a folder with -o")
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    with _writing_to(out):
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            trial = out / f".{unique_word()}.tmp"
+            trial.touch()
+            trial.unlink()
+        finally:
+            for folder in missing:
+                with contextlib.suppress(OSError):  # never made, or somebody else put something into it meanwhile
+                    folder.rmdir()
 
 
 def _write(found: Sequence[Probed], wishes: Wishes, out: Path) -> None:

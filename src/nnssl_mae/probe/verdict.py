@@ -21,13 +21,13 @@ MOST_ALIKE = 0.99
 """Mean cosine from which all places look the same to the last stage."""
 DICE_MARGIN = 0.01
 """Least Dice that counts as a difference, however close the untrained networks lie together."""
-SPREADS = 2.0
-"""Standard deviations between untrained networks from which a difference is not just another draw."""
+TREND_SPREADS = 2.0
+"""Standard deviations between untrained networks that the Dice of a run has to move by for a word on its trend."""
 
 _HEADLINES = {
     "yes": "Worth fine-tuning.",
     "probably": "Probably worth fine-tuning; --labels would tell whether its features carry anatomy.",
-    "unclear": "These numbers do not tell whether it is worth fine-tuning; --labels would tell more.",
+    "unclear": "These numbers do not tell whether it is worth fine-tuning.",
     "no": "Not worth fine-tuning as it is.",
 }
 
@@ -48,26 +48,53 @@ class Verdict:
 def verdict(found: Probed) -> Verdict:
     """The answer to: is this run worth fine-tuning?
 
-    With labels, the linear probe decides, unless the features have collapsed. Without, reconstructing better than every
-    baseline at the ratio of the pre-training is needed, which shows that something was learnt, not that it helps.
+    With labels, "yes" needs three things at once: a linear probe better than another untrained network would be (see
+    :meth:`nnssl_mae.probe.result.LinearProbe.prediction_limit`), better than one of raw intensities, and hidden blocks
+    reconstructed better than every baseline, where there is a decoder to ask. Of networks that never trained, at most
+    every fortieth gets past the first of these. Without labels, "probably" needs the last, which shows that something
+    was learnt, not that it helps.
     """
     learnt, collapsed = _has_learnt(found.reconstructions), is_collapsed(found.collapse)
     reasons = [
         *([] if found.reconstructions is None else [_on_reconstruction(found.reconstructions)]),
         _on_features(found.collapse),
-        *([] if found.linear is None else _on_linear(found.linear)),
+        *([] if found.linear is None else [_on_linear(found.linear)]),
     ]
-    return Verdict(_worth(learnt, collapsed, found.linear), tuple(reasons))
+    worth = _worth(learnt, collapsed, found.linear)
+    if worth == "unclear":
+        reasons.append(_why_unclear(learnt, found.linear))
+    return Verdict(worth, tuple(reasons))
 
 
 def _worth(learnt: bool | None, collapsed: bool, linear: LinearProbe | None) -> Worth:
     if collapsed:
         return "no"
-    if linear is not None:
-        return "yes" if _gain(linear) > _least_gain(linear) else "no"
-    if learnt is None:
-        return "unclear"
-    return "probably" if learnt else "no"
+    if linear is None:
+        return "unclear" if learnt is None else "probably" if learnt else "no"
+    if _beats_untrained(linear):
+        return "yes" if _beats_raw(linear) and learnt is not False else "unclear"
+    # Few untrained networks prove little: a gain that another draw could give is no proof of the contrary either.
+    return "no" if learnt is False or _gain(linear) <= 0 else "unclear"
+
+
+def _why_unclear(learnt: bool | None, linear: LinearProbe | None) -> str:
+    """What is missing for a yes."""
+    if linear is None:
+        return "There is neither a decoder to ask nor a label: --labels would tell more."
+    missing = []
+    if not _beats_untrained(linear):
+        missing.append(
+            f"its lead of {_gain(linear):.3f} Dice is within the {_least_gain(linear):.3f} that another untrained "
+            "network could have (more networks with --random narrow that)"
+        )
+    if not _beats_raw(linear):
+        missing.append(
+            "raw intensities do as well or better, so these labels follow from brightness and say little of features "
+            "(give labels that need more)"
+        )
+    if learnt is False:
+        missing.append("hidden blocks are reconstructed no better than by what learnt nothing")
+    return f"No yes, because {'; and '.join(missing)}."
 
 
 def _is_better(at: AtRatio) -> bool:
@@ -125,47 +152,54 @@ def _gain(found: LinearProbe) -> float:
 
 
 def _least_gain(found: LinearProbe) -> float:
-    return max(SPREADS * found.random_sd, DICE_MARGIN)
+    return max(found.prediction_limit, DICE_MARGIN)
 
 
-def _on_linear(found: LinearProbe) -> list[str]:
+def _beats_untrained(found: LinearProbe) -> bool:
+    return _gain(found) > _least_gain(found)
+
+
+def _beats_raw(found: LinearProbe) -> bool:
+    return found.trained.mean_dice > found.raw.mean_dice + DICE_MARGIN
+
+
+def _on_linear(found: LinearProbe) -> str:
     numbers = (
         f"linear probe Dice {found.trained.mean_dice:.2f} against {found.random_mean:.2f} (untrained, "
-        f"{len(found.random)} networks, sd {found.random_sd:.3f}) and {found.raw.mean_dice:.2f} (raw intensities), "
-        f"{found.scans} scans, better than every untrained network on {found.wins:.0%} of them"
+        f"{len(found.random)} networks, another would stay within ± {found.prediction_limit:.3f}) and "
+        f"{found.raw.mean_dice:.2f} (raw intensities), {found.scans} scans, better than every untrained network on "
+        f"{found.wins:.0%} of them"
     )
-    if _gain(found) > _least_gain(found):
-        sentences = [f"Labels can be read off its features: {numbers}."]
-    elif _gain(found) < -_least_gain(found):
-        sentences = [f"Its features are worse than untrained ones: {numbers}."]
-    else:
-        sentences = [f"Its features are no better than untrained ones: {numbers}."]
-    if not found.trained.mean_dice > found.raw.mean_dice:
-        sentences.append(
-            "A linear classifier of raw intensities does as well: these labels follow from brightness, and say little "
-            "of features."
-        )
-    return sentences
+    if _beats_untrained(found):
+        better_than = "untrained ones and than raw intensities" if _beats_raw(found) else "untrained ones"
+        return f"Its features are better than {better_than}: {numbers}."
+    if _gain(found) < -_least_gain(found):
+        return f"Its features are worse than untrained ones: {numbers}."
+    return f"Its features are not clearly better than untrained ones: {numbers}."
 
 
 def trend(found: Sequence[Probed]) -> str | None:
     """When to stop, from several checkpoints of one run in the order of their epochs; None if they are not that.
 
     The last checkpoint is compared with the best one before it: by the linear probe where there is one, else by R2 at
-    the ratio of the pre-training. Differences are judged by the same limits as everything else.
+    the ratio of the pre-training.
     """
     one_run = len({each.method for each in found}) == 1 and all(each.epochs is not None for each in found)
     if len(found) < 2 or not one_run or len({each.epochs for each in found}) < 2:
         return None
     if all(each.linear is not None for each in found):
         scores = [each.linear.trained.mean_dice for each in found if each.linear is not None]
-        margin, what = max(_least_gain(each.linear) for each in found if each.linear is not None), "linear probe Dice"
+        margin, what = max(_trend_margin(each.linear) for each in found if each.linear is not None), "linear probe Dice"
     elif all(each.reconstructions is not None for each in found):
         each_at = [each.reconstructions.as_trained for each in found if each.reconstructions is not None]
         scores, margin, what = [at.mean_r2(NETWORK) for at in each_at], R2_MARGIN, "R2"
     else:
         return None
     return _on_trend(found, scores, margin, what)
+
+
+def _trend_margin(found: LinearProbe) -> float:
+    return max(TREND_SPREADS * found.random_sd, DICE_MARGIN)
 
 
 def _on_trend(found: Sequence[Probed], scores: Sequence[float], margin: float, what: str) -> str:
