@@ -9,15 +9,15 @@ import pytest
 
 
 def write_labelled(folders: Path, number: int, name: str, cases: int = 6, tests: int = 0) -> Path:
-    """Writes ``nnUNet_raw/DatasetNNN_Name`` with empty label files; returns it."""
+    """Writes ``nnUNet_raw/DatasetNNN_Name`` with files that hold a word; returns it."""
     raw = folders / "raw" / f"Dataset{number:03d}_{name}"
     for part, count in (("Tr", cases), ("Ts", tests)):
         if count:
             (raw / f"labels{part}").mkdir(parents=True)
             (raw / f"images{part}").mkdir()
         for index in range(count):
-            (raw / f"labels{part}" / f"case{index}.nii.gz").touch()
-            (raw / f"images{part}" / f"case{index}_0000.nii.gz").touch()
+            (raw / f"labels{part}" / f"case{index}.nii.gz").write_text(f"labels {part} {index}")
+            (raw / f"images{part}" / f"case{index}_0000.nii.gz").write_text(f"image {part} {index}")
     content = {
         "channel_names": {"0": "MRI"}, "labels": {"background": 0, "one": 1},
         "numTraining": cases, "file_ending": ".nii.gz",

@@ -42,7 +42,7 @@ def labelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LabelledSet:
     (made.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
     splits = [{"train": ["a", "b"], "val": ["c", "d"]}] * 100 + [{"train": ["a"], "val": ["c", "d"]}]
     (made.preprocessed / "splits_final.json").write_text(json.dumps(splits))
-    few = {"folds": {"100": {"labelled": 1, "repeat": 0}}, "subjects": {}}
+    few = {"version": 1, "folds": {"100": {"labelled": 1, "repeat": 0}}, "subjects": {}}
     (made.preprocessed / "nnssl_folds.json").write_text(json.dumps(few))
     return made
 

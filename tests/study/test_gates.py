@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from nnssl_mae.errors import UserError
 from nnssl_mae.study.gates import Gate, in_words, judge, read_cases, write_gates
 from nnssl_mae.study.model import Study
 from nnssl_mae.study.reading import parse_study
-from tests.study.datasets import set_folders, write_prepared
+from tests.study.datasets import set_folders, write_labelled, write_prepared
 
 ARMS = {"mae": {"recipe": "smoke"}, "scratch": {"scratch": "mae"}}
 
@@ -85,13 +86,42 @@ def test_overlap_counts_as_checked_only_where_prepare_did_it(tmp_path: Path) -> 
     assert gates(study(datasets=[4, 5]), cases(), "overlap")[0].is_met is False
 
 
+def test_one_candidate_is_no_choice() -> None:
+    one = {"dataset": 5, "learning_rates": [0.01]}
+    assert gates(study(tuning=one), cases(), "rates chosen")[0].is_met is False
+    two = {**one, "schedules": ["warmup", "default"]}
+    assert gates(study(tuning=two), cases(), "rates chosen")[0].is_met is True
+
+
+def test_overlap_with_tuning_and_other_folders_is_not_passed_over(tmp_path: Path) -> None:
+    write_prepared(tmp_path, 900, "Scans", left_out=(4,))
+    tuned = gates(study(tuning={"dataset": 5}), cases(), "overlap")
+    assert [gate.is_met for gate in tuned] == [False] and "dataset 5" in tuned[0].sentence
+    write_labelled(tmp_path, 4, "Tiny", tests=1)
+    assert [gate.is_met for gate in gates(study(test={4: {}}), cases(), "overlap")] == [True]
+    for folder in (str(tmp_path), "elsewhere", "../../elsewhere"):
+        found = gates(study(test={4: {"images": folder}}), cases(), "overlap")
+        assert [gate.is_met for gate in found] == [True, None] and folder in found[1].sentence
+
+
+def test_tables_of_earlier_comparisons_are_not_judged(tmp_path: Path) -> None:
+    stale, now = tmp_path / "comparison", tmp_path / "comparison" / "Dataset004_T"
+    now.mkdir(parents=True)
+    cases(floor=0.3).to_csv(stale / "cases.csv", index=False)
+    cases(floor=0.9).to_csv(now / "cases.csv", index=False)
+    write_gates(study(), [Path("comparison/Dataset004_T")], tmp_path)
+    judged = json.loads((stale / "gates.json").read_text())
+    assert [gate["is_met"] for gate in judged if "floor" in gate["name"]] == [False]
+
+
 def test_gates_are_written_from_the_tables_of_the_comparison(tmp_path: Path) -> None:
+    folder = Path("comparison")
     with pytest.raises(UserError, match=r"no cases\.csv"):
-        read_cases(tmp_path)
-    (tmp_path / "comparison").mkdir()
+        read_cases([tmp_path / folder])
+    (tmp_path / folder).mkdir()
     table = cases()
     table.loc[table["labelled"] == 1, "labelled"] = pandas.NA
     table.to_csv(tmp_path / "comparison" / "cases.csv", index=False)
-    said = write_gates(study(), tmp_path)
+    said = write_gates(study(), [folder], tmp_path)
     assert "all labels" in said and "NOT MET" in said and (tmp_path / "comparison" / "gates.json").is_file()
     assert in_words([Gate("a", None, "b")]) == "not known  a: b"

@@ -10,6 +10,7 @@ import pytest
 
 from nnssl_mae.errors import UserError
 from nnssl_mae.study.budget import stock_trainer, stock_trainers
+from nnssl_mae.study.page import notes
 from nnssl_mae.study.plan import Plan, plan_study
 from nnssl_mae.study.reading import read_study
 from nnssl_mae.study.steps import Step, step_keys
@@ -63,7 +64,7 @@ def test_two_arms_with_two_label_counts(folders: Path) -> None:
     stock = "-tr nnUNetTrainer_5epochs -p S_stock -device cpu"
     study = "nnssl-mae study --work"
     assert {name: said(step) for name, step in found.items()} == {
-        "plan_004": "nnUNetv2_plan_and_preprocess -d 4 -pl nnUNetPlannerResEncL --no_pp",
+        "plan_004": "nnUNetv2_plan_and_preprocess -d 4 -pl nnUNetPlannerResEncL --no_pp --clean",
         "plan_004_stock": "nnUNetv2_plan_experiment -d 4 -pl nnUNetPlannerResEncM -gpu_memory_target 4 "
         "-overwrite_plans_name S_stock",
         "preprocess_004_stock": "nnUNetv2_preprocess -d 4 -plans_name S_stock -c 3d_fullres",
@@ -79,9 +80,10 @@ def test_two_arms_with_two_label_counts(folders: Path) -> None:
         "train_004_mae_n1r0_s0": f"[results/seed_0] nnUNetv2_train 4 3d_fullres_mae 100 {tune}",
         "train_004_mae_n3r0_s0": f"[results/seed_0] nnUNetv2_train 4 3d_fullres_mae 101 {tune}",
         "floor_004": f"{study} floor:004",
+        "gather_004": f"{study} gather:004",
         "compare": "nnssl-mae compare -d 4 --arm stock=nnUNetTrainer_5epochs__S_stock__3d_fullres "
         "--arm mae=nnUNetTrainerMAEFinetune__S_mae_p*__3d_fullres_mae --arm floor=Floor__TrainingLabels__none "
-        "--results seed_0=results/seed_0 --control stock -o comparison",
+        "--results seed_0=compared/results/seed_0 --control stock -o comparison",
         "gates": f"{study} gates",
     }
     assert {name: found[name].needs for name in ("pretrain_mae_p7", "adapt_004_mae_p7", "train_004_mae_n1r0_s0")} == {
@@ -161,8 +163,8 @@ def test_test_sets_are_predicted_and_compared_one_by_one(folders: Path) -> None:
     )
     assert predict.makes == tuple(Path(out, "fold_100", f"case{n}.nii.gz") for n in range(2))
     assert said(found["compare"]) == (
-        f"nnssl-mae compare -d 4 --references {references} --predictions stock={root}/stock/seed_0 "
-        f"--predictions mae={out} --predictions floor={root}/floor/seed_0 --control stock "
+        f"nnssl-mae compare -d 4 --references {references} --predictions stock=compared/{root}/stock/seed_0 "
+        f"--predictions mae=compared/{out} --predictions floor=compared/{root}/floor/seed_0 --control stock "
         "-o comparison/Dataset004_Tiny"
     )
 
@@ -183,7 +185,8 @@ def test_folds_have_the_numbers_that_the_dataset_gave_them(folders: Path) -> Non
     folder.mkdir()
     content = {
         "version": 1, "seed": 0, "stock_folds": 5, "validation_from": {"fold": 0}, "subject_regex": None,
-        "validation": ["case5"], "subjects": {}, "orders": [["case0", "case1", "case2"]],
+        "validation": ["case5"], "subjects": {f"case{n}": f"case{n}" for n in range(6)},
+        "orders": [["case0", "case1", "case2"]],
         "folds": {"104": {"labelled": 3, "repeat": 0, "missing": []}},
     }  # fmt: skip
     (folder / "nnssl_folds.json").write_text(json.dumps(content))
@@ -198,8 +201,8 @@ def test_change_of_an_arm_changes_the_keys_of_what_depends_on_it_only(folders: P
     after = step_keys(plan(folders, TWO_ARMS.replace("recipe: smoke", "recipe: smoke, schedule: default")).steps)
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {
-        "adapt_004_mae_p7", "preprocess_004_mae_p7", "train_004_mae_n1r0_s0", "train_004_mae_n3r0_s0", "compare",
-        "gates",
+        "adapt_004_mae_p7", "preprocess_004_mae_p7", "train_004_mae_n1r0_s0", "train_004_mae_n3r0_s0", "gather_004",
+        "compare", "gates",
     }  # fmt: skip
     longer = step_keys(plan(folders, TWO_ARMS.replace("labelled: [3, 1]", "labelled: [3, 1, all]")).steps)
     assert all(longer[name] == key for name, key in before.items() if name.startswith(("train", "pretrain", "adapt")))
@@ -266,14 +269,44 @@ def test_stock_budgets_are_those_of_the_installed_trainers() -> None:
         (("seeds: [7]", "seeds: [7, 8]"), "2 pre-training seeds need as many"),
         (("labelled: [3, 1]", "test: {4: {images: nowhere}}"), "no folder .*nowhere"),
         (("labelled: [3, 1]", "test: {5: {}}"), "no images for dataset 4"),
-        (("gpu_memory: 4", "trainer: nnUNetTrainer_10epochs"), "does not train the study's 1250 steps"),
+        (("gpu_memory: 4", "trainer: nnUNetTrainer_10epochs"), "not known to train the study's 1250 steps"),
         (("gpu_memory: 4}}", "gpu_memory: 4}, schedule: warmup}"), "stock nnU-Net has its own schedule"),
+        (
+            ("gpu_memory: 4", "trainer: nnUNetTrainerDA5"),
+            "DA5 is not known .* 1250 steps; .*nnUNetTrainer_5epochs does",
+        ),
+        (("labelled: [3, 1]", "labelled: [1, 5]"), "labelled: 5 is more than the 4 training cases"),
+        (("labelled: [3, 1]", "tuning: {dataset: 5, labelled: [9]}"), "9 is more than the 4 .*Dataset005_Other"),
+        (("labelled: [3, 1]", "test: {4: {images: imagesTr}}"), "holds the training images"),
+        (("labelled: [3, 1]", "test: [1]"), r"test must be a section .*\(got \[1\]\)"),
+        (("labelled: [3, 1]", "test: {four: {}}"), "test must be a section with the images of each dataset, by its nu"),
+        (("labelled: [3, 1]", "controls: [floor]\n    floor: false"), "'floor' is there with floor: true only"),
+        (("labelled: [3, 1]", "environment: {nnUNet_raw: /x}"), "nnUNet_raw says where this study's data lie"),
+        (("labelled: [3, 1]", "environment: {'A=B': 1}"), "'A=B' is no name of a variable"),
+        (("recipe: smoke", "recipe: smoke, schedule: []"), "mae has an empty list of schedules"),
+        (("recipe: smoke", "recipe: smoke, schedule: [a/x.yaml, b/x.yaml]"), "two arms mae-x"),
+        (("mae: {", "mae-warmup: {recipe: mae}\n      mae: {schedule: [warmup], "), "two arms mae-warmup"),
     ],
 )
 def test_what_is_wrong_is_named(folders: Path, change: tuple[str, str], message: str) -> None:
     assert change[0] in TWO_ARMS
     with pytest.raises(UserError, match=message):
         plan(folders, TWO_ARMS.replace(*change))
+
+
+@pytest.mark.parametrize("content", [{"labels": {}}, {"labels": {}, "file_ending": 5}, []])
+def test_unusable_dataset_json_is_named(folders: Path, content: object) -> None:
+    (folders / "raw" / "Dataset004_Tiny" / "dataset.json").write_text(json.dumps(content))
+    for text in (TWO_ARMS, TWO_ARMS.replace("labelled: [3, 1]", "test: {4: {}}")):
+        with pytest.raises(UserError, match=r"Dataset004_Tiny/dataset\.json (has no usable|holds no JSON)"):
+            plan(folders, text)
+
+
+def test_checkpoint_of_the_hub_without_a_revision_is_noted(folders: Path) -> None:
+    text = TWO_ARMS.replace("recipe: smoke", "checkpoint: hf://owner/name")
+    assert any("mae names no revision of hf://owner/name" in note for note in notes(plan(folders, text).study))
+    pinned = plan(folders, text.replace("owner/name", "owner/name@abc")).study
+    assert not any("revision" in note for note in notes(pinned))
 
 
 def test_controls_must_fit(folders: Path) -> None:

@@ -85,6 +85,79 @@ def test_lost_files_that_only_serve_finished_steps_are_not_missed(tmp_path: Path
     assert counts(tmp_path, "abc") == [2, 1, 1]
 
 
+@pytest.mark.parametrize("how", ["killed", "failed"])
+def test_broken_remake_of_lost_files_repeats_no_finished_step(tmp_path: Path, how: str) -> None:
+    passing, finished = replace(note("a"), is_passing=True), note("b", needs=("a",))
+    run([passing, finished], tmp_path)
+    (tmp_path / "a.txt").unlink()
+    state = State(tmp_path)
+    record = state.record("a")
+    assert record is not None
+    ended = {"ended": None, "exit_code": None} if how == "killed" else {"exit_code": 1}
+    state.write("a", replace(record, started=time.time(), **ended))
+    steps = [passing, finished, note("c", needs=("a",))]
+    assert statuses(steps, step_keys(steps), state)["b"].is_done
+    run(steps, tmp_path)
+    run(steps, tmp_path)
+    assert counts(tmp_path, "abc") == [2, 1, 1]
+
+
+def test_failed_remake_keeps_the_time_of_the_first_files(tmp_path: Path) -> None:
+    program = "import sys, pathlib; pathlib.Path('bad').exists() and sys.exit(1); pathlib.Path('a.txt').touch()"
+    passing = Step("a", "note", ("python", "-c", program), makes=(Path("a.txt"),), is_passing=True)
+    finished = note("b", needs=("a",))
+    run([passing, finished], tmp_path)
+    (tmp_path / "a.txt").unlink()
+    (tmp_path / "bad").touch()
+    steps = [passing, finished, note("c", needs=("a",))]
+    assert run(steps, tmp_path).failed == {"a": "exit code 1"}
+    (tmp_path / "bad").unlink()
+    assert run(steps, tmp_path) == Outcome({}, ())
+    assert counts(tmp_path, "bc") == [1, 1]
+
+
+def test_file_that_another_study_has_changed_is_not_used_or_replaced(tmp_path: Path) -> None:
+    plans = tmp_path / "a.txt"
+    passing = replace(note("a", "mine"), is_passing=True, shared=(plans,))
+    steps = [passing, note("b", needs=("a",))]
+    run(steps, tmp_path)
+    plans.write_text("of another study")
+    assert run(steps, tmp_path) == Outcome({}, ()), "what is finished does not need it"
+    for first in (passing, replace(passing, command=(*passing.command, "changed"))):
+        outcome = run([first, *steps[1:], note("c", needs=("a",))], tmp_path)
+        assert "changed by somebody else" in outcome.failed["a"] and str(plans) in outcome.failed["a"]
+        assert "c" in outcome.left and plans.read_text() == "of another study"
+    plans.unlink()
+    assert run([*steps, note("c", needs=("a",))], tmp_path) == Outcome({}, ())
+    assert plans.read_text() == "mine"
+
+
+def test_result_is_sealed_before_it_is_looked_at_and_unsealed_before_it_is_made(tmp_path: Path) -> None:
+    seal = tmp_path / "seal"
+    step = replace(
+        note("a"), unseal=lambda: seal.unlink(missing_ok=True), seal=seal.touch,
+        proof=lambda: "" if seal.exists() else "the seal",
+    )  # fmt: skip
+    assert run([step], tmp_path) == Outcome({}, ())
+    bad = replace(step, command=("python", "-c", "raise SystemExit(2)"))
+    assert run([bad], tmp_path).failed == {"a": "exit code 2"} and not seal.exists()
+
+
+def test_resumed_step_is_mended_first(tmp_path: Path) -> None:
+    def mend(out: Path) -> None:
+        (out / "mended").touch()
+
+    step = replace(note("a"), mend=mend)
+    run([step], tmp_path)
+    assert not (tmp_path / "mended").exists()
+    state = State(tmp_path)
+    record = state.record("a")
+    assert record is not None
+    state.write("a", replace(record, ended=None, exit_code=None))
+    run([step], tmp_path)
+    assert (tmp_path / "mended").exists()
+
+
 def test_failure_stops_what_needs_it_and_nothing_else(tmp_path: Path) -> None:
     bad = Step("bad", "note", ("python", "-c", "print('why it failed'); raise SystemExit(3)"))
     steps = [bad, note("b", needs=("bad",)), note("c", needs=("b",)), note("d"), note("e", after=("bad",))]

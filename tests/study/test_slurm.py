@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from nnssl_mae.study.model import Arm, Slurm, StockArm, Study
-from nnssl_mae.study.runner import Resources, run_steps
+from nnssl_mae.study.runner import Outcome, Resources, run_steps
 from nnssl_mae.study.slurm import write_scripts
 from nnssl_mae.study.state import State, statuses
 from nnssl_mae.study.steps import Step, step_keys
@@ -67,11 +68,29 @@ def test_submitting_chains_the_levels(tmp_path: Path) -> None:
     subprocess.run(["bash", str(submit)], check=True, env=environment, cwd=tmp_path, capture_output=True)
     assert (submit.parent / "calls").read_text().splitlines() == [
         "--parsable level_00.sh",
-        "--parsable --dependency=afterok:1 level_01_gpu.sh",
-        "--parsable --dependency=afterok:1 level_01.sh",
-        "--parsable --dependency=afterok:2:3 level_02.sh",
+        "--parsable --dependency=afterany:1 level_01_gpu.sh",
+        "--parsable --dependency=afterany:1 level_01.sh",
+        "--parsable --dependency=afterany:2:3 level_02.sh",
     ]
     assert "sbatch" not in "".join(text for name, text in found.items() if name != "submit.sh")
+
+
+def test_names_of_logs_hold_no_patterns_of_slurm(tmp_path: Path) -> None:
+    found = scripts(tmp_path / "50% of it", tmp_path / "study.yaml")
+    (line,) = [line for line in found["level_00.sh"].splitlines() if "--output" in line]
+    assert line.endswith("/50%%\\ of\\ it/logs/slurm_%A_%a.log")
+
+
+def test_task_after_a_failed_one_refuses_and_its_neighbour_runs(tmp_path: Path) -> None:
+    bad = ("python", "-c", "raise SystemExit(1)")
+    some = [replace(step, command=bad) if step.name == "train_a" else step for step in steps(tmp_path)]
+
+    def task(name: str) -> Outcome:
+        return run_steps(some, State(tmp_path), Resources(), Console(quiet=True), only={name})
+
+    assert task("first") == Outcome({}, ()) and list(task("train_a").failed) == ["train_a"]
+    assert task("train_b") == task("other") == Outcome({}, ())
+    assert task("compare") == Outcome({}, ("compare",))
 
 
 def test_each_task_runs_its_own_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

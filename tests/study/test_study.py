@@ -23,9 +23,9 @@ from tests.study.datasets import set_folders, write_labelled, write_prepared
 from tests.study.test_plan import TWO_ARMS
 
 
-def summary(folder: Path, name: str, dice: float) -> Path:
+def summary(folder: Path, name: str, *dice: float) -> Path:
     file = folder / f"{name}.json"
-    file.write_text(json.dumps({"foreground_mean": {"Dice": dice}}))
+    file.write_text(json.dumps({"mean": {str(n): {"Dice": value} for n, value in enumerate(dice, 1)}}))
     return file
 
 
@@ -34,13 +34,28 @@ def test_best_candidate_becomes_a_recipe_that_adapt_reads(tmp_path: Path) -> Non
         Candidate("warmup", ("layer_decay=0.5", "peak_learning_rate=0.01")),
         Candidate("default", ("layer_decay=0.5", "peak_learning_rate=1e-05")),
     ]
-    summaries = [[summary(tmp_path, "a", 0.9), summary(tmp_path, "b", 0.1)], [summary(tmp_path, "c", 0.6)]]
+    summaries = [
+        [summary(tmp_path, "a", 0.9), summary(tmp_path, "b", 0.1)],
+        [summary(tmp_path, "c", 0.7), summary(tmp_path, "d", 0.5)],
+    ]
     assert "default" in choose(tmp_path, "mae", tried, summaries)
     recipe = load_finetune_recipe(str(tmp_path / "chosen" / "mae.yaml"), 20, 10)
     assert (recipe.schedule, recipe.peak_learning_rate, recipe.layer_decay) == ("default", 1e-5, 0.5)
     assert (recipe.epochs, recipe.iterations) == (20, 10)
     written = json.loads((tmp_path / "chosen" / "mae.json").read_text())
     assert [row["dice"] for row in written["tried"]] == [0.5, 0.6] and written["chosen"] == 1
+
+
+def test_label_that_a_candidate_has_no_dice_of_counts_for_none(tmp_path: Path) -> None:
+    tried = [Candidate("warmup", (f"peak_learning_rate={rate}",)) for rate in (1.0, 0.1)]
+    nan = float("nan")
+    # Label 2 is in no reference: NaN where nothing is predicted, 0 where something is.
+    summaries = [[summary(tmp_path, "a", 0.5, nan)], [summary(tmp_path, "b", 0.9, 0.0)]]
+    assert "0.1 (mean Dice 0.9000)" in choose(tmp_path, "mae", tried, summaries)
+    for order in (1, -1):
+        files = [[summary(tmp_path, "c", nan)], [summary(tmp_path, "d", 0.9)]]
+        with pytest.raises(UserError, match=r"rate=1.0 of arm mae has no finite Dice"):
+            choose(tmp_path, "mae", tried[::order], files[::order])
 
 
 def test_candidate_without_a_result_is_named(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ def study(
     """
     from nnssl_mae.study.plan import plan_study
     from nnssl_mae.study.reading import read_study
+    from nnssl_mae.study.state import State
     from nnssl_mae.study.work import dry_run_study, run_study, write_slurm
 
     ways = {"--dry-run": dry_run, "--run": run, "--slurm": slurm, "--step": step is not None, "--work": bool(work)}
@@ -47,7 +48,9 @@ def study(
         raise UserError(f"Say what to do with {file} by one of {', '.join(list(ways)[:4])}")
     folder = (file.parent / file.stem if out is None else out).resolve()
     wanted = read_study(file)
-    plan = plan_study(wanted, file)
+    if run or slurm or step is not None:
+        State(folder).prepare()  # to remember digests of the data in
+    plan = plan_study(wanted, file, folder)
     if work is not None:
         if work not in plan.works:
             raise UserError(f"--work {work} is no part of this study; there are: {', '.join(plan.works)}")

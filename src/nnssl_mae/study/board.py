@@ -61,6 +61,10 @@ class Board:
         for line in last_lines(log)[-_SHOWN_LINES:]:
             say(self._console, f"  {line}")
 
+    def note(self, words: str) -> None:
+        """Something else that people should know."""
+        self._say(words, style="yellow")
+
     def show(self, logs: Mapping[str, Path]) -> None:
         """The last line of each step at work, once a second; only in a terminal."""
         if not self._console.is_terminal or monotonic() - self._shown < _SECONDS_BETWEEN_LINES:

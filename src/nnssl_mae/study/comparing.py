@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from nnssl_mae.study.gather import gathered
 from nnssl_mae.study.model import FLOOR, Study
 from nnssl_mae.study.place import COMPARISON, FLOOR_MODEL, LEARNING, LabelledSet, predictions_of, results_of
 from nnssl_mae.study.steps import Command
@@ -55,11 +56,13 @@ def learning_command(study: Study, datasets: Sequence[LabelledSet], patterns: Ma
 def _of_folds(study: Study, datasets: Sequence[LabelledSet], patterns: Mapping[str, str]) -> Command:
     words = [word for labelled in datasets for word in ("-d", str(labelled.number))]
     words += [word for name, pattern in patterns.items() for word in ("--arm", f"{name}={pattern}")]
-    words += [word for seed in study.seeds for word in ("--results", f"seed_{seed}={results_of(seed).as_posix()}")]
+    words += [
+        word for seed in study.seeds for word in ("--results", f"seed_{seed}={gathered(results_of(seed)).as_posix()}")
+    ]
     return ("nnssl-mae", "compare", *words)
 
 
 def _predictions(study: Study, labelled: LabelledSet) -> list[str]:
     names = [*study.arms, *([FLOOR] if study.floor else [])]
-    folders = [(name, predictions_of(labelled.name, name, seed)) for name in names for seed in study.seeds]
+    folders = [(name, gathered(predictions_of(labelled.name, name, seed))) for name in names for seed in study.seeds]
     return [word for name, folder in folders for word in ("--predictions", f"{name}={folder.as_posix()}")]

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from nnssl_mae.comparison.floor import write_floor
+from nnssl_mae.comparison.model_folders import label_files
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import read_json
 from nnssl_mae.plans import STOCK_PLANS
-from nnssl_mae.study.place import FLOOR_MODEL, Fold, LabelledSet
+from nnssl_mae.study.place import FLOOR_MODEL, Fold, LabelledSet, file_ending
 
 
 def write_floor_results(labelled: LabelledSet, folds: Sequence[Fold], roots: Sequence[Path]) -> None:
@@ -27,7 +28,7 @@ def write_floor_results(labelled: LabelledSet, folds: Sequence[Fold], roots: Seq
         split = _split(labelled, fold.number)
         first = roots[0] / labelled.name / FLOOR_MODEL
         folder = first / f"fold_{fold.number}" / "validation"
-        ending = _ending(labelled)
+        ending = file_ending(labelled)
         write_floor(
             [_label(labelled, case, ending) for case in split["train"]],
             {case: _label(labelled, case, ending) for case in split["val"]},
@@ -51,8 +52,8 @@ def write_floor_predictions(
         references: folder of the test set's segmentations, of which only the grids are looked at.
         outs: a folder a repetition; the floor is the same in all.
     """
-    ending = _ending(labelled)
-    cases = {path.name.removesuffix(ending): path for path in sorted(references.glob(f"*{ending}"))}
+    ending = file_ending(labelled)
+    cases = label_files(references, ending)
     for fold in folds:
         training = [_label(labelled, case, ending) for case in _split(labelled, fold.number)["train"]]
         write_floor(training, cases, outs[0] / f"fold_{fold.number}", ending)
@@ -68,10 +69,6 @@ def _split(labelled: LabelledSet, fold: int) -> dict[str, list[str]]:
         return {side: list(split[side]) for side in ("train", "val")}
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{file} has no usable fold {fold} ({error}); train a fold of it first") from error
-
-
-def _ending(labelled: LabelledSet) -> str:
-    return str(read_json(labelled.raw / "dataset.json", "repair it")["file_ending"])
 
 
 def _label(labelled: LabelledSet, case: str, ending: str) -> Path:

@@ -6,7 +6,7 @@ The gates judge the study and its tables of cases; a gate that is not met is sai
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,9 +34,15 @@ class Gate:
     sentence: str
 
 
-def write_gates(study: Study, out: Path) -> str:
-    """Judges a compared study into ``comparison/gates.json``; returns what is to be printed."""
-    found = judge(study, read_cases(out))
+def write_gates(study: Study, folders: Sequence[Path], out: Path) -> str:
+    """Judges a compared study into ``comparison/gates.json``; returns what is to be printed.
+
+    Args:
+        study: what was done.
+        folders: of its comparisons, relative to ``out``: others may be left of an earlier version of the study.
+        out: the study's folder.
+    """
+    found = judge(study, read_cases([out / folder for folder in folders]))
     write_json(out / COMPARISON / GATES, [asdict(gate) for gate in found])
     return in_words(found)
 
@@ -47,20 +53,22 @@ def in_words(gates: Sequence[Gate]) -> str:
     return "\n".join(f"{words[gate.is_met]:>9}  {gate.name}: {gate.sentence}" for gate in gates)
 
 
-def read_cases(out: Path) -> pandas.DataFrame:
-    """The tables of cases of all comparisons of a study.
+def read_cases(folders: Sequence[Path]) -> pandas.DataFrame:
+    """The tables of cases of these comparisons, one after the other.
 
     Raises:
-        UserError: there is none, or one is damaged.
+        UserError: one is missing or damaged.
     """
-    files = sorted((out / COMPARISON).glob("cases.csv")) or sorted((out / COMPARISON).glob("*/cases.csv"))
-    if not files:
-        raise UserError(f"{out / COMPARISON} holds no cases.csv; run the step compare first")
+    return pandas.concat([_read_table(folder / "cases.csv") for folder in folders], ignore_index=True)
+
+
+def _read_table(file: Path) -> pandas.DataFrame:
+    if not file.is_file():
+        raise UserError(f"{file.parent} holds no cases.csv; run the step compare first")
     try:
-        tables = [pandas.read_csv(file, dtype={"subject": str, "replicate": str, "fold": str}) for file in files]
+        return pandas.read_csv(file, dtype={"subject": str, "replicate": str, "fold": str})
     except (OSError, ValueError) as error:
-        raise UserError(f"{files[0]} cannot be read ({error}); remove it and run the study again") from error
-    return pandas.concat(tables, ignore_index=True)
+        raise UserError(f"{file} cannot be read ({error}); remove it and run the study again") from error
 
 
 def judge(study: Study, cases: pandas.DataFrame) -> list[Gate]:
@@ -137,6 +145,8 @@ def _chosen_rates(study: Study) -> Gate:
     if study.tuning is None:
         return Gate(name, False, "every arm has the rate and schedule that the study file or its recipe says")
     rates = ", ".join(f"{rate:g}" for rate in study.tuning.learning_rates)
+    if len(set(study.tuning.learning_rates)) * max(1, len(set(study.tuning.schedules))) < 2:
+        return Gate(name, False, f"one candidate is no choice (rate {rates}); name several in tuning.learning_rates")
     return Gate(
         name, True, f"for each arm from {rates} on dataset {study.tuning.dataset}; stock arms keep nnU-Net's own"
     )
@@ -178,7 +188,8 @@ def _overlap(study: Study) -> Iterator[Gate]:
     name = "no overlap between pre-training and labelled data"
     if study.pretraining is not None and any(arm.recipe is not None for arm in study.arms.values()):
         left_out = _left_out(study)
-        missing = [number for number in study.datasets if number not in left_out]
+        tuning = [] if study.tuning is None else [study.tuning.dataset]
+        missing = [number for number in (*study.datasets, *tuning) if number not in left_out]
         if missing:
             numbers = ", ".join(map(str, missing))
             yield Gate(name, False, f"was not checked for dataset {numbers} (nnssl-mae prepare --exclude-dataset)")
@@ -186,9 +197,22 @@ def _overlap(study: Study) -> Iterator[Gate]:
             yield Gate(
                 name, True, f"dataset {study.pretraining.dataset} was prepared without scans of the labelled ones"
             )
+        for number, folder in _elsewhere(study):
+            yield Gate(name, None, f"test images of dataset {number} in {folder} are in no dataset that was left out")
     for arm, made in study.arms.items():
         if made.checkpoint is not None:
             yield Gate(name, None, f"what {arm} was pre-trained on is not known here")
+
+
+def _elsewhere(study: Study) -> Iterator[tuple[int, str]]:
+    """Test images outside of the folder of their dataset, which is all that `prepare` compares with."""
+    tests = study.test if isinstance(study.test, Mapping) else {}
+    for number, test in tests.items():
+        names = datasets_with_number(number)
+        places = [nnunet_folder("nnUNet_raw").resolve() / name for name in names]
+        inside = [place / test.images for place in places if (place / test.images).resolve().is_relative_to(place)]
+        if not any(folder.is_dir() for folder in inside):
+            yield number, test.images
 
 
 def _left_out(study: Study) -> list[int]:

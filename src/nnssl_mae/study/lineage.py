@@ -8,18 +8,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nnssl_mae.downstream.preprocessed import FINGERPRINT, missing_cases
+from nnssl_mae.downstream.preprocessed import FINGERPRINT
 from nnssl_mae.errors import UserError
-from nnssl_mae.files import read_json
 from nnssl_mae.plans import CONFIGURATION, STOCK_PLANS
 from nnssl_mae.recipes.finetuning import finetuning_folder, load_finetune_recipe
-from nnssl_mae.study.budget import stock_trainer, stock_trainers
+from nnssl_mae.study.budget import stock_trainer
+from nnssl_mae.study.contents import Contents
 from nnssl_mae.study.model import Arm, Study
 from nnssl_mae.study.origins import Origin, Origins, assignments, recipe_word
-from nnssl_mae.study.place import (
-    FINETUNE_TRAINER,
-    LabelledSet,
-    dataset_digest,
+from nnssl_mae.study.place import FINETUNE_TRAINER, LabelledSet, dataset_digest
+from nnssl_mae.study.stamps import (
+    is_planned,
+    is_preprocessed,
+    stamp_fingerprint,
+    stamp_preprocessed,
+    unstamp_fingerprint,
+    unstamp_preprocessed,
 )
 from nnssl_mae.study.steps import Command, Step
 
@@ -50,14 +54,19 @@ class Candidate:
     """The file is written by a step of the study."""
     needs: tuple[str, ...] = ()
 
+    @property
+    def words(self) -> str:
+        """For people."""
+        return ", ".join((Path(self.schedule).stem, *self.changes))
+
 
 class Lineages:
     """Makes the steps that lead to trained arms; each step once, whoever needs it."""
 
-    def __init__(self, study: Study, folder: Path) -> None:
-        self._study, self._folder = study, folder
+    def __init__(self, study: Study, folder: Path, contents: Contents) -> None:
+        self._study, self._folder, self._contents = study, folder, contents
         self.steps: dict[str, Step] = {}
-        self._origins = Origins(study, folder, self.add)
+        self._origins = Origins(study, folder, contents, self.add)
 
     # ------------------------------------------------------------------ labelled datasets
 
@@ -68,7 +77,9 @@ class Lineages:
 
     def planned(self, labelled: LabelledSet) -> str:
         """Fingerprint and nnU-Net's own plans, from which ours are made; what users have made themselves stays."""
-        command = ("nnUNetv2_plan_and_preprocess", "-d", str(labelled.number), "-pl", _PLANNER, "--no_pp")
+        # Without --clean nnU-Net keeps the fingerprint of earlier data.
+        command = ("nnUNetv2_plan_and_preprocess", "-d", str(labelled.number), "-pl", _PLANNER, "--no_pp", "--clean")
+        digest = dataset_digest(labelled, self._contents)
         return self.add(
             Step(
                 f"plan_{labelled.word}",
@@ -76,15 +87,19 @@ class Lineages:
                 command,
                 aside=("-npfp", str(self._study.processes)),
                 makes=(labelled.preprocessed / FINGERPRINT, labelled.preprocessed / "dataset.json"),
-                inputs=dataset_digest(labelled),
+                inputs=digest,
                 is_passing=True,
                 alone=f"preprocessed-{labelled.word}",
-                unneeded=partial(_is_planned, labelled),
+                unneeded=partial(is_planned, labelled, digest),
+                unseal=partial(unstamp_fingerprint, labelled),
+                seal=partial(stamp_fingerprint, labelled, digest),
             )
         )
 
     def _preprocessed(self, labelled: LabelledSet, word: str, plans: str, configuration: str, needs: str) -> str:
         command = ("nnUNetv2_preprocess", "-d", str(labelled.number), "-plans_name", plans, "-c", configuration)
+        digest = dataset_digest(labelled, self._contents)
+        is_there = partial(is_preprocessed, labelled, plans, configuration, digest)
         return self.add(
             Step(
                 f"preprocess_{labelled.word}_{word}",
@@ -92,12 +107,14 @@ class Lineages:
                 command,
                 aside=("-np", str(self._study.processes)),
                 needs=(needs,),
-                inputs=dataset_digest(labelled),
+                inputs=digest,
                 is_passing=True,
                 # nnU-Net deletes the folder first, which several plans may share.
                 alone=f"preprocessed-{labelled.word}",
-                unneeded=partial(_is_preprocessed, labelled, plans, configuration),
-                proof=partial(_not_preprocessed, labelled, plans, configuration),
+                unneeded=is_there,
+                unseal=partial(unstamp_preprocessed, labelled, plans, configuration),
+                seal=partial(stamp_preprocessed, labelled, plans, configuration, digest),
+                proof=lambda: "" if is_there() else f"the cases of {labelled.name} for {plans}",
             )
         )
 
@@ -129,13 +146,11 @@ class Lineages:
         assert arm.stock is not None
         study, stock = self._study, arm.stock
         trainer = stock_trainer(study.epochs, study.iterations)
-        if stock.trainer is not None and stock.trainer != trainer:
-            if stock.trainer in stock_trainers().values():
-                raise UserError(
-                    f"Arm {name}: {stock.trainer} does not train the study's {study.steps} steps; leave stock.trainer "
-                    f"out, which takes {trainer}"
-                )
-            trainer = stock.trainer  # the user's own: its length cannot be known here
+        if stock.trainer not in (None, trainer):
+            raise UserError(
+                f"Arm {name}: {stock.trainer} is not known to train the study's {study.steps} steps; of nnU-Net's "
+                f"trainers {trainer} does: leave stock.trainer out, which takes it"
+            )
         planned = self.planned(labelled)
         plans = stock.plans or f"{study.name}_{name}"
         if stock.plans is None:
@@ -148,6 +163,7 @@ class Lineages:
                     (*command, *target, "-overwrite_plans_name", plans),
                     needs=(planned,),
                     makes=(labelled.preprocessed / f"{plans}.json",),
+                    shared=(labelled.preprocessed / f"{plans}.json",),
                     is_passing=True,
                 )
             )
@@ -166,6 +182,7 @@ class Lineages:
                 aside=(*_schedule(candidate), origin.checkpoint),
                 needs=(self.planned(labelled), *origin.needs, *candidate.needs),
                 makes=(labelled.preprocessed / f"{plans}.json",),
+                shared=(labelled.preprocessed / f"{plans}.json",),
                 inputs={"recipe": self._recipe(candidate), "checkpoint": origin.digest},
                 again=("--overwrite",),
                 is_passing=True,
@@ -188,9 +205,10 @@ class Lineages:
                 "adapt",
                 (*command, *self._how(candidate)),
                 aside=(*_schedule(candidate), origin.checkpoint),
-                needs=(self.planned(labelled), *candidate.needs),
+                needs=(self.planned(labelled), *origin.shaped_by, *candidate.needs),
                 after=origin.needs,
                 makes=(labelled.preprocessed / f"{plans}.json",),
+                shared=(labelled.preprocessed / f"{plans}.json",),
                 inputs={"recipe": recipe, "shape": origin.shape},
                 again=("--overwrite",),
                 is_passing=True,
@@ -239,34 +257,3 @@ def _options(arm: Arm) -> Command:
         text = " ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
         words += [f"--{key.replace('_', '-')}", text]
     return tuple(words)
-
-
-def _is_planned(labelled: LabelledSet) -> str:
-    has_plans = any((labelled.preprocessed / f"{name}.json").is_file() for name in STOCK_PLANS)
-    files = (labelled.preprocessed / FINGERPRINT, labelled.preprocessed / "dataset.json")
-    if not has_plans or not all(file.is_file() for file in files):
-        return ""
-    spacings = read_json(files[0], "remove it, and the study makes it again").get("spacings", [])
-    cases = len(list((labelled.raw / "labelsTr").glob("*")))
-    return "nnU-Net's plans are there" if len(spacings) == cases else ""
-
-
-def _is_preprocessed(labelled: LabelledSet, plans: str, configuration: str) -> str:
-    folder = labelled.preprocessed
-    if not (folder / f"{plans}.json").is_file() or not (folder / FINGERPRINT).is_file():
-        return ""
-    content = read_json(folder / f"{plans}.json", "remove it, and the study makes it again")
-    part: Any = content.get("configurations", {}).get(configuration)
-    while isinstance(part, dict) and "data_identifier" not in part and "inherits_from" in part:
-        part = content["configurations"].get(part["inherits_from"])
-    if not isinstance(part, dict):
-        raise UserError(
-            f"{folder / plans}.json has no configuration {configuration}; name another in stock.configuration"
-        )
-    identifier = str(part.get("data_identifier", f"{plans}_{configuration}"))
-    missing, cases = missing_cases(folder / identifier, read_json(folder / FINGERPRINT, "plan the dataset again"))
-    return f"the {cases} cases are there" if cases and not missing else ""
-
-
-def _not_preprocessed(labelled: LabelledSet, plans: str, configuration: str) -> str:
-    return "" if _is_preprocessed(labelled, plans, configuration) else f"the cases of {labelled.name} for {plans}"

@@ -21,7 +21,8 @@ class StockArm(FrozenRecipe):
     plans: str | None = None
     """Plans that are there already, such as ``nnUNetResEncUNetLPlans``, instead of a planner."""
     trainer: str | None = None
-    """Trainer class; none takes nnU-Net's own for the step budget, such as ``nnUNetTrainer_50epochs``."""
+    """Trainer class; none takes nnU-Net's own for the step budget, such as ``nnUNetTrainer_50epochs``. Others are
+    refused: how many steps they train cannot be known."""
     configuration: str = "3d_fullres"
     """Of the plans."""
     gpu_memory: float | None = Field(None, gt=0)

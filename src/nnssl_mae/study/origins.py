@@ -14,6 +14,7 @@ from nnssl_mae.plans import CONFIGURATION, PRETRAINING_PLANS
 from nnssl_mae.recipes.pretraining import Recipe
 from nnssl_mae.recipes.reading import load_recipe, shipped_recipes
 from nnssl_mae.recipes.words import shown
+from nnssl_mae.study.contents import Contents, sizes_below
 from nnssl_mae.study.model import Arm, Pretraining, Study
 from nnssl_mae.study.place import PRETRAIN_TRAINER, PRETRAINING_RESULTS, checkpoint_digest, data_folder, model_folder
 from nnssl_mae.study.steps import Step
@@ -30,6 +31,8 @@ class Origin:
     """What of it decides the plans of a control, which takes no weights (a JSON value)."""
     needs: tuple[str, ...]
     """The step that makes it, if it is one of the study."""
+    shaped_by: tuple[str, ...] = ()
+    """The step that prepares the scans, where they decide about spacing or patch and so about a control, too."""
 
 
 class Origins:
@@ -38,11 +41,12 @@ class Origins:
     Args:
         study: what is done.
         folder: of the study file.
+        contents: digests of files.
         add: adds a step to the plan, and returns its name.
     """
 
-    def __init__(self, study: Study, folder: Path, add: Callable[[Step], str]) -> None:
-        self._study, self._folder, self._add = study, folder, add
+    def __init__(self, study: Study, folder: Path, contents: Contents, add: Callable[[Step], str]) -> None:
+        self._study, self._folder, self._contents, self._add = study, folder, contents, add
         self._pretrained_already: dict[str, Origin] = {}
 
     def of(self, name: str, position: int) -> Origin:
@@ -59,7 +63,7 @@ class Origins:
         path = (self._folder / checkpoint).resolve()
         if not path.exists():
             raise UserError(f"Arm {name}: there is no checkpoint {path}; paths are relative to the study file")
-        digest = checkpoint_digest(path)
+        digest = checkpoint_digest(path, self._contents)
         return Origin(str(path), digest, digest, ())
 
     def seed(self, position: int) -> int:
@@ -91,6 +95,7 @@ class Origins:
                 aside=("--recipe", word),  # its content is in the inputs
                 needs=prepared,
                 makes=(data_folder("nnUNet_preprocessed") / dataset / f"{plans}.json",),
+                shared=(data_folder("nnUNet_preprocessed") / dataset / f"{plans}.json",),
                 inputs=content,
                 is_passing=True,
             )
@@ -112,8 +117,13 @@ class Origins:
                 uses_gpu=True,
             )
         )
-        shape = {"data": content["data"], "network": content["network"]}
-        origin = Origin((fold / "checkpoint_final.pth").as_posix(), "", shape, (trained,))
+        shape: dict[str, Any] = {"data": content["data"], "network": content["network"]}
+        by_scans = isinstance(recipe.data.spacing, str) or isinstance(recipe.network.patch_size, str)
+        if by_scans and not prepared:  # by somebody, before the study
+            shape["prepared"] = self._contents.of_file(
+                data_folder("nnUNet_preprocessed") / dataset / f"{PRETRAINING_PLANS}.json"
+            )
+        origin = Origin((fold / "checkpoint_final.pth").as_posix(), "", shape, (trained,), prepared if by_scans else ())
         self._pretrained_already[key] = origin
         return origin
 
@@ -158,9 +168,16 @@ class Origins:
                 (*command, *words, *pretraining.prepare),
                 aside=("--recipe", recipe, "-np", str(self._study.processes), *map(str, scans)),
                 makes=(data_folder("nnUNet_preprocessed") / dataset / f"{PRETRAINING_PLANS}.json",),
-                inputs=[list(pretraining.scans), load_recipe(recipe, sets).data.model_dump(mode="json")],
+                inputs=[
+                    [[name, self._scans(path)] for name, path in zip(pretraining.scans, scans, strict=True)],
+                    load_recipe(recipe, sets).data.model_dump(mode="json"),
+                ],
             )
         )
+
+    def _scans(self, path: Path) -> str:
+        """Of a folder names and sizes only: `prepare` itself sees which scans are new."""
+        return sizes_below(path) if path.is_dir() else self._contents.of_file(path)
 
     def labelled_numbers(self) -> list[int]:
         """Every labelled dataset of the study."""

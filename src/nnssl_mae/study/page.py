@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from nnssl_mae.checkpoints.hub import is_hub
 from nnssl_mae.console import say
 from nnssl_mae.progress import duration
 from nnssl_mae.study.cost import Cost
@@ -49,7 +50,30 @@ def notes(study: Study) -> list[str]:
             for place, seed in enumerate(study.seeds)
         ]
         found.append(f"Repetitions start from these pre-training seeds: {', '.join(pairs)}.")
+    return [*found, *unpinned(study)]
+
+
+def unpinned(study: Study) -> list[str]:
+    """A note for each checkpoint of the hub that names no revision: no key of a step can tell which one it was."""
+    given = {name: arm.checkpoint for name, arm in study.arms.items() if arm.checkpoint is not None}
+    found = []
+    for name, where in given.items():
+        if is_hub(where) and "@" not in where:
+            commit = _cached_commit(where)
+            known = f"; the hub's cache has {commit}" if commit else ""
+            found.append(
+                f"{name} names no revision of {where}, whose owner may change it: write {where}@COMMIT{known}."
+            )
     return found
+
+
+def _cached_commit(where: str) -> str:
+    """The commit that the cache holds as ``main``; empty if it holds none."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    repository = where.partition("://")[2].split("/")[:2]
+    file = Path(HF_HUB_CACHE) / "--".join(("models", *repository)) / "refs" / "main"
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
 
 
 def _print_cost(cost: Cost, console: Console) -> None:

@@ -8,14 +8,18 @@ from pathlib import Path
 
 from nnssl_mae.errors import UserError
 from nnssl_mae.few_labels.splits_file import FIRST_FEW_LABEL_FOLD, read_map
-from nnssl_mae.files import sha256, short_hash
+from nnssl_mae.files import read_json, short_hash
 from nnssl_mae.folders import find_dataset, nnunet_folder
+from nnssl_mae.study.contents import Contents
 
 PRETRAINING_RESULTS = Path("results/pretraining")
 TUNING_RESULTS = Path("results/tuning")
 COMPARISON = Path("comparison")
+COMPARED = Path("compared")
+"""Links to the planned results, see :mod:`nnssl_mae.study.gather`."""
 LEARNING = Path("learning")
 """Validated folds of a study that is judged on test sets: Dice against steps."""
+_OF_CHECKPOINTS = (".pth", ".pt", ".safetensors", ".json")
 FINETUNE_TRAINER = "nnUNetTrainerMAEFinetune"
 PRETRAIN_TRAINER = "nnUNetTrainerMAE"
 FLOOR_MODEL = "Floor__TrainingLabels__none"
@@ -70,10 +74,25 @@ def labelled_set(number: int) -> LabelledSet:
     return found
 
 
-def dataset_digest(labelled: LabelledSet) -> list[object]:
-    """Changes when labels mean something else, or cases come or go."""
-    cases = sorted(path.name for path in (labelled.raw / "labelsTr").glob("*"))
-    return [sha256(labelled.raw / "dataset.json"), cases]
+def dataset_digest(labelled: LabelledSet, contents: Contents) -> list[object]:
+    """Changes when labels mean something else, cases come or go, or an image or a segmentation is another one."""
+    return [
+        contents.of_file(labelled.raw / "dataset.json"),
+        *(contents.of_all_in(labelled.raw / name) for name in ("labelsTr", "imagesTr")),
+    ]
+
+
+def file_ending(labelled: LabelledSet) -> str:
+    """How the files of a dataset end, such as ``.nii.gz``.
+
+    Raises:
+        UserError: ``dataset.json`` does not say.
+    """
+    file = labelled.raw / "dataset.json"
+    ending = read_json(file, "repair it").get("file_ending")
+    if not isinstance(ending, str) or not ending.startswith("."):
+        raise UserError(f"{file} has no usable 'file_ending' ({ending!r}); write it, such as '.nii.gz'")
+    return ending
 
 
 @dataclass(frozen=True)
@@ -116,9 +135,22 @@ def few_label_counts(counts: Sequence[int | str]) -> list[int]:
     return [count for count in counts if isinstance(count, int)]
 
 
-def folds_differ(labelled: LabelledSet, planned: Sequence[Fold]) -> str:
-    """A sentence if ``nnssl_folds.json`` numbers the folds otherwise than planned; empty if it does not."""
+def folds_differ(labelled: LabelledSet, planned: Sequence[Fold], seed: int, validation: int) -> str:
+    """A sentence if ``nnssl_folds.json`` is not what was planned; empty if it is.
+
+    Args:
+        labelled: the dataset.
+        planned: folds with the numbers that they shall have.
+        seed: of the draws.
+        validation: nnU-Net's fold whose validation cases are those of all few-label folds.
+    """
     known = read_map(labelled.preprocessed)
+    if known is not None and (known.seed != seed or known.validation_from.get("fold") != validation):
+        validated = ", ".join(f"{key} {value:g}" for key, value in known.validation_from.items())
+        return (
+            f"the draws of {labelled.name} are of seed {known.seed} and validate {validated}, not of split_seed "
+            f"{seed} and fold {validation}; change the study, or move nnssl_folds.json away to draw anew"
+        )
     named = {} if known is None else {(fold.labelled, fold.repeat): n for n, fold in known.folds.items()}
     for fold in planned:
         if fold.labelled is not None and named.get((fold.labelled, fold.repeat)) != fold.number:
@@ -144,12 +176,12 @@ def predictions_of(dataset: str, arm: str, seed: int) -> Path:
     return Path("predictions") / dataset / arm / f"seed_{seed}"
 
 
-def checkpoint_digest(path: Path) -> str:
-    """Of a file its content, of a folder the names and sizes of its files: not where it lies."""
+def checkpoint_digest(path: Path, contents: Contents) -> str:
+    """Of what a checkpoint holds, not where it lies: a file, or the weights and descriptions of a folder."""
     if path.is_file():
-        return sha256(path)
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    return short_hash([[file.relative_to(path).as_posix(), file.stat().st_size] for file in files], 64)
+        return contents.of_file(path)
+    files = sorted(file for file in path.rglob("*") if file.suffix in _OF_CHECKPOINTS and file.is_file())
+    return short_hash([[file.relative_to(path).as_posix(), contents.of_file(file)] for file in files], 64)
 
 
 def data_folder(variable: str) -> Path:

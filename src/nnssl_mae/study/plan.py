@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from nnssl_mae.errors import UserError
-from nnssl_mae.files import read_json
 from nnssl_mae.study.comparing import compare_commands, learning_command
+from nnssl_mae.study.contents import Contents
 from nnssl_mae.study.floor import write_floor_predictions, write_floor_results
 from nnssl_mae.study.gates import GATES, write_gates
+from nnssl_mae.study.gather import gather, gathered
 from nnssl_mae.study.lineage import Candidate, Lineages, Trained
 from nnssl_mae.study.model import FLOOR, Study, TestSet
 from nnssl_mae.study.place import (
@@ -21,6 +22,7 @@ from nnssl_mae.study.place import (
     TUNING_RESULTS,
     Fold,
     LabelledSet,
+    data_folder,
     dataset_digest,
     few_label_counts,
     folds_differ,
@@ -30,6 +32,8 @@ from nnssl_mae.study.place import (
     predictions_of,
     results_of,
 )
+from nnssl_mae.study.pool import check_counts
+from nnssl_mae.study.predicted import check_held_out, predicted_names, remove_damaged
 from nnssl_mae.study.steps import Command, Step, check_order
 from nnssl_mae.study.tuning import candidates, choose, chosen_file
 
@@ -46,25 +50,28 @@ class Plan:
     """Parts of steps that are ours, by the word after ``--work``: given the study's folder, they return a line."""
 
 
-def plan_study(study: Study, file: Path) -> Plan:
+def plan_study(study: Study, file: Path, out: Path | None = None) -> Plan:
     """All steps of a study.
 
     Args:
         study: what to do.
         file: where it was read from; other files in it are relative to that folder.
+        out: the study's folder, to remember digests of data in; none remembers nothing.
 
     Raises:
         UserError: a dataset, checkpoint, recipe or test set is missing or does not fit.
     """
-    return _Planner(study, file).plan()
+    with Contents(out, data_folder("nnUNet_raw")) as contents:
+        return _Planner(study, file, contents).plan()
 
 
 class _Planner:
-    def __init__(self, study: Study, file: Path) -> None:
-        self._study, self._file = study, file.resolve()
-        self._lineages = Lineages(study, self._file.parent)
+    def __init__(self, study: Study, file: Path, contents: Contents) -> None:
+        self._study, self._file, self._contents = study, file.resolve(), contents
+        self._lineages = Lineages(study, self._file.parent, contents)
         self._works: dict[str, Work] = {}
-        self._last: list[str] = []
+        self._last: dict[int, list[str]] = {number: [] for number in study.datasets}
+        self._compare: dict[int, list[Path]] = {number: [] for number in study.datasets}
         self._patterns: dict[str, str] = {}
 
     def plan(self) -> Plan:
@@ -92,6 +99,7 @@ class _Planner:
         if tuning is None:
             return {name: self._lineages.own_candidate(name) for name in names}
         labelled = labelled_set(tuning.dataset)
+        check_counts(labelled, tuning.labelled, study.fold)
         folds = folds_of(labelled, tuning.labelled, 1, study.fold)
         return {name: self._chosen(name, labelled, folds) for name in names}
 
@@ -121,9 +129,12 @@ class _Planner:
     # ------------------------------------------------------------------ trainings and predictions
 
     def _compared(self, labelled: LabelledSet, chosen: Mapping[str, Candidate]) -> None:
-        study = self._study
+        study, number = self._study, labelled.number
+        check_counts(labelled, study.labelled, study.fold)
         folds = folds_of(labelled, study.labelled, study.repeats, study.fold)
         test = study.test.get(labelled.number) if isinstance(study.test, dict) else None
+        if test is not None:
+            check_held_out(labelled, labelled.inside(test.images, self._file.parent), self._contents)
         for position, seed in enumerate(study.seeds):
             for name, arm in study.arms.items():
                 candidate = chosen.get(name) or Candidate("")
@@ -132,12 +143,14 @@ class _Planner:
                 self._patterns[name] = _pattern(trained, is_pretrained=arm.recipe is not None)
                 for fold in folds:
                     prefix = f"train_{labelled.word}_{name}"
-                    last, _ = self._train(prefix, trained, labelled, folds, fold, results_of(seed), seed)
+                    last, folder = self._train(prefix, trained, labelled, folds, fold, results_of(seed), seed)
+                    self._compare[number].append(folder)
                     if test is not None:
                         last = self._predict(name, trained, labelled, fold, seed, test, last)
-                    self._last.append(last)
+                        self._compare[number].append(_predictions(labelled, name, seed, fold))
+                    self._last[number].append(last)
         if study.floor:
-            self._last.append(self._floor(labelled, folds, test))
+            self._last[number].append(self._floor(labelled, folds, test))
 
     def _splits(self, labelled: LabelledSet, folds: Sequence[Fold], after: Sequence[str]) -> tuple[str, ...]:
         """The step that draws few-label folds; none where only nnU-Net's own are trained."""
@@ -162,10 +175,10 @@ class _Planner:
                     aside=("-np", str(study.processes)),
                     after=tuple(after),
                     makes=(labelled.preprocessed / "nnssl_folds.json", labelled.preprocessed / "splits_final.json"),
-                    inputs=dataset_digest(labelled),
+                    inputs=dataset_digest(labelled, self._contents),
                     is_passing=True,
                     alone=f"preprocessed-{labelled.word}",
-                    proof=partial(folds_differ, labelled, folds),
+                    proof=partial(folds_differ, labelled, folds, study.split_seed, study.fold),
                 )
             ),
         )
@@ -195,13 +208,18 @@ class _Planner:
             after=(*trained.after, *splits),
             makes=(folder / "checkpoint_final.pth", folder / "validation" / "summary.json"),
             clears=(folder,),
-            inputs={"labelled": fold.labelled, "repeat": fold.repeat, "split_seed": study.split_seed},
+            inputs=self._draw(fold),
             resume=("--c",),
             results=results,
             steps=study.steps,
             uses_gpu=True,
         )
         return self._lineages.add(step), folder
+
+    def _draw(self, fold: Fold) -> dict[str, int | None]:
+        """What the cases of a fold depend on, besides its number."""
+        drawn = {} if fold.labelled is None else {"split_seed": self._study.split_seed, "validation": self._study.fold}
+        return {"number": fold.number, "labelled": fold.labelled, "repeat": fold.repeat, **drawn}
 
     def _predict(
         self,
@@ -215,7 +233,8 @@ class _Planner:
     ) -> str:
         study = self._study
         images = labelled.inside(test.images, self._file.parent)
-        folder = predictions_of(labelled.name, name, seed) / f"fold_{fold.number}"
+        folder = _predictions(labelled, name, seed, fold)
+        files = tuple(folder / name for name in predicted_names(labelled, images))
         command = ("nnUNetv2_predict", "-d", str(labelled.number), "-i", str(images), "-o", folder.as_posix())
         model = ("-p", trained.plans, "-c", trained.configuration, "-tr", trained.trainer, "-f", str(fold.number))
         step = Step(
@@ -223,9 +242,11 @@ class _Planner:
             "predict",
             (*command, *model, "-device", study.device),
             needs=(training,),
-            makes=tuple(folder / name for name in _predicted_names(labelled, images)),
+            makes=files,
             clears=(folder,),
+            inputs=self._contents.of_all_in(images),
             resume=("--continue_prediction",),
+            mend=partial(remove_damaged, files=files),
             results=results_of(seed),
             uses_gpu=True,
         )
@@ -234,6 +255,7 @@ class _Planner:
     def _floor(self, labelled: LabelledSet, folds: Sequence[Fold], test: TestSet | None) -> str:
         study = self._study
         if test is None:
+            references = None
             roots = [results_of(seed) for seed in study.seeds]
             places = [root / labelled.name / FLOOR_MODEL for root in roots]
 
@@ -249,15 +271,19 @@ class _Planner:
                 return f"The floor of {labelled.name} is written."
 
         command, aside = self._own(f"floor:{labelled.word}", work)
-        inputs = [dataset_digest(labelled), [[fold.number, fold.labelled, fold.repeat] for fold in folds]]
+        inputs = [dataset_digest(labelled, self._contents), [self._draw(fold) for fold in folds]]
+        if references is not None:
+            inputs.append(self._contents.of_all_in(references))
         first = [name for name in self._lineages.steps if name.startswith(f"train_{labelled.word}_")]
+        made = tuple(place / f"fold_{fold.number}" for place in places for fold in folds)
+        self._compare[labelled.number] += made
         step = Step(
             f"floor_{labelled.word}",
             "floor",
             command,
             aside,
             after=tuple(first[:1]),  # then there are splits
-            makes=tuple(place / f"fold_{fold.number}" for place in places for fold in folds),
+            makes=made,
             clears=tuple(places),
             inputs=inputs,
         )
@@ -265,20 +291,39 @@ class _Planner:
 
     # ------------------------------------------------------------------ comparison
 
+    def _gather(self, labelled: LabelledSet) -> str:
+        """The step that collects what is planned: folders of earlier versions of the study must not be compared."""
+        planned = tuple(self._compare[labelled.number])
+        word = f"gather:{labelled.word}"
+        command, aside = self._own(word, partial(gather, dataset=labelled.name, planned=planned))
+        needs = tuple(self._last[labelled.number])
+        makes = tuple(gathered(folder) for folder in planned)
+        inputs = [folder.as_posix() for folder in planned]
+        step = Step(f"gather_{labelled.word}", "gather", command, aside, needs, makes=makes, inputs=inputs)
+        return self._lineages.add(step)
+
+    def _references(self, datasets: Sequence[LabelledSet]) -> Any:
+        """What the test sets' segmentations hold; those of folds are in the keys of trainings."""
+        tests = self._study.test if isinstance(self._study.test, Mapping) else {}
+        places = [(one, tests[one.number].references) for one in datasets if one.number in tests]
+        return [self._contents.of_all_in(one.inside(name, self._file.parent)) for one, name in places]
+
     def _conclude(self, datasets: Sequence[LabelledSet]) -> None:
         commands = compare_commands(self._study, datasets, self._file.parent, self._patterns)
+        collected = {labelled: self._gather(labelled) for labelled in datasets}
         names = []
         for folder, command in commands.items():
             name = "compare" if len(commands) == 1 else f"compare_{folder.name[7:10]}"
             makes = (folder / "cases.csv", folder / "compare.html")
-            needs = [step for step in self._last if len(commands) == 1 or f"_{folder.name[7:10]}" in step]
-            names.append(self._lineages.add(Step(name, "compare", command, needs=tuple(needs), makes=makes)))
+            needed = [one for one in datasets if folder.name in (COMPARISON.name, one.name)]
+            needs = tuple(collected[one] for one in needed)
+            step = Step(name, "compare", command, needs=needs, makes=makes, inputs=self._references(needed))
+            names.append(self._lineages.add(step))
         if isinstance(self._study.test, Mapping):
             command = learning_command(self._study, datasets, self._patterns)
             makes = (LEARNING / "cases.csv", LEARNING / "compare.html")
-            trained = tuple(step for step in self._last if step.startswith(("train_", "predict_")))
-            self._lineages.add(Step("learning", "compare", command, needs=trained, makes=makes))
-        word, aside = self._own("gates", partial(write_gates, self._study))
+            self._lineages.add(Step("learning", "compare", command, needs=tuple(collected.values()), makes=makes))
+        word, aside = self._own("gates", partial(write_gates, self._study, tuple(commands)))
         self._lineages.add(Step("gates", "gates", word, aside, needs=tuple(names), makes=(COMPARISON / GATES,)))
 
 
@@ -288,14 +333,5 @@ def _pattern(trained: Trained, is_pretrained: bool) -> str:
     return f"{trained.trainer}__{plans}__{trained.configuration}"
 
 
-def _predicted_names(labelled: LabelledSet, images: Path) -> list[str]:
-    """The files that ``nnUNetv2_predict`` writes for a folder of images.
-
-    Raises:
-        UserError: it holds none.
-    """
-    ending = str(read_json(labelled.raw / "dataset.json", "repair it")["file_ending"])
-    names = sorted({path.name[: -len(ending) - 5] for path in images.glob(f"*_[0-9][0-9][0-9][0-9]{ending}")})
-    if not names:
-        raise UserError(f"{images} holds no images named CASE_0000{ending}; put the test set of {labelled.name} there")
-    return [f"{name}{ending}" for name in names]
+def _predictions(labelled: LabelledSet, arm: str, seed: int, fold: Fold) -> Path:
+    return predictions_of(labelled.name, arm, seed) / f"fold_{fold.number}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nnssl_mae.errors import UserError
+from nnssl_mae.folders import VARIABLES
 from nnssl_mae.recipes.base import FrozenRecipe
 from nnssl_mae.recipes.reading import parse, read_yaml
 from nnssl_mae.recipes.words import did_you_mean, shown
@@ -46,9 +47,16 @@ def parse_study(content: Mapping[str, Any], source: str) -> Study:
     if not isinstance(arms, Mapping) or not arms:
         raise UserError(f"The study {source} is not valid: arms must be a section with a name for each arm")
     content["arms"] = {str(name): _part(Arm, arm, f"{source}, arm {name},") for name, arm in arms.items()}
-    if isinstance(test := content.get("test"), Mapping):
+    test = content.get("test")
+    is_section = isinstance(test, Mapping) and all(str(key).isdecimal() for key in test)
+    if test is not None and not is_section and test != "validation":
+        raise UserError(
+            f"The study {source} is not valid: test must be a section with the images of each dataset, by its number, "
+            f"or validation (got {shown(test)})"
+        )
+    if isinstance(test, Mapping):
         content["test"] = {key: _part(TestSet, part, f"{source}, test of dataset {key},") for key, part in test.items()}
-    study = _with_schedules(_part(Study, content, source))
+    study = _with_schedules(_part(Study, content, source), source)
     _check(study, source)
     return study
 
@@ -60,15 +68,26 @@ def _part(model: type[Model], content: Any, source: str) -> Model:
         raise UserError(_of_a_study(str(error))) from error
 
 
-def _with_schedules(study: Study) -> Study:
+def _with_schedules(study: Study, source: str) -> Study:
     arms: dict[str, Arm] = {}
     for name, arm in study.arms.items():
-        if isinstance(arm.schedule, tuple):
-            for schedule in arm.schedule:
-                arms[f"{name}-{Path(schedule).stem.replace('_', '-')}"] = arm.model_copy(update={"schedule": schedule})
-        else:
-            arms[name] = arm
+        if arm.schedule == ():
+            raise UserError(f"The study {source} is not valid: arm {name} has an empty list of schedules; leave it out")
+        for word, schedule in _schedules(name, arm):
+            if word in arms:
+                raise UserError(
+                    f"The study {source} is not valid: there would be two arms {word} (a schedule's name ends an arm's "
+                    "where it has several); rename an arm or a schedule file"
+                )
+            arms[word] = arm.model_copy(update={"schedule": schedule})
     return study.model_copy(update={"arms": arms})
+
+
+def _schedules(name: str, arm: Arm) -> list[tuple[str, str | None]]:
+    """Name and schedule of each arm that one of the file becomes."""
+    if not isinstance(arm.schedule, tuple):
+        return [(name, arm.schedule)]
+    return [(f"{name}-{Path(schedule).stem.replace('_', '-')}", schedule) for schedule in arm.schedule]
 
 
 def _check(study: Study, source: str) -> None:
@@ -117,11 +136,23 @@ def _wrong_arm(study: Study, arm: Arm) -> list[str]:
     return ["peak_learning_rate stands twice; leave it out of set"] if both else []
 
 
+def _wrong_variable(name: str) -> str:
+    """A sentence for a variable that a study may not set; empty if it may."""
+    if name in VARIABLES:
+        return f"environment: {name} says where this study's data lie; export it before the study is started"
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        return f"environment: '{name}' is no name of a variable; take letters, digits and '_'"
+    return ""
+
+
 def _wrong_parts(study: Study) -> list[str]:
     problems = []
     for control in study.controls:
         if control not in (*study.arms, FLOOR):
             problems.append(f"controls: there is no arm '{control}'{did_you_mean(control, [*study.arms])}")
+    if FLOOR in study.controls and not study.floor:
+        problems.append("controls: the arm 'floor' is there with floor: true only; write it, or name another control")
+    problems += [_wrong_variable(name) for name in study.environment if _wrong_variable(name)]
     if any(isinstance(count, int) and count < 1 for count in study.labelled):
         problems.append(f"labelled must be numbers of 1 or more, or all (got {shown(study.labelled)})")
     if study.pretraining is not None and len(study.pretraining.seeds) > len(study.seeds):

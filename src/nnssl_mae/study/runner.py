@@ -22,9 +22,11 @@ from nnssl_mae.study.board import Board
 from nnssl_mae.study.programs import end, resolve, start
 from nnssl_mae.study.state import Record, State, Status, statuses
 from nnssl_mae.study.steps import Step, check_order, shown_command, step_keys
+from nnssl_mae.study.waiting import Waiting
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 _SECONDS_BETWEEN_LOOKS_AT_OTHERS = 2.0
+_SECONDS_BETWEEN_SIGNS = 30.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Resources:
     """Values of ``CUDA_VISIBLE_DEVICES`` that steps with a GPU are spread over; none leaves the variable as it is."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Further variables."""
+    patience: float = 600.0
+    """Seconds to wait for a step that another machine has claimed and gives no sign of working on."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +116,15 @@ class _Runner:
         self._running: dict[str, _Running] = {}
         self._failed: dict[str, str] = {}
         self._looked = -_SECONDS_BETWEEN_LOOKS_AT_OTHERS
+        self._signed = time.monotonic()
         self._statuses: dict[str, Status] = {}
+        self._waiting = Waiting(state, resources.patience)
 
     def run(self) -> Outcome:
         try:
             while True:
                 self._reap()
+                self._show_life()
                 others_work = self._start_ready() if self._is_time_to_look() else True
                 if not self._running and not others_work:
                     return self._outcome()
@@ -128,6 +135,15 @@ class _Runner:
             for name in list(self._running):
                 self._let_go(self._running.pop(name))
             raise
+
+    def _show_life(self) -> None:
+        """Renews the claims, so that runners on other machines know that this one lives."""
+        if time.monotonic() - self._signed < _SECONDS_BETWEEN_SIGNS:
+            return
+        self._signed = time.monotonic()
+        for running in self._running.values():
+            for claim in _claims_of(running.step):
+                self._state.renew(claim)
 
     def _is_time_to_look(self) -> bool:
         """Whether something ended here, or enough time has passed to see what other runners have done."""
@@ -157,9 +173,19 @@ class _Runner:
                 if len(self._running) >= self._resources.jobs:
                     return True
                 started = self._try(step)
-                others_work |= started is None
+                others_work |= started is None and self._is_hopeful(step)
                 has_changed |= started is False
         return others_work
+
+    def _is_hopeful(self, step: Step) -> bool:
+        """Whether to wait for who holds a step; one that seems to be dead makes it a failed one."""
+        claims = _claims_of(step)
+        for words in filter(None, map(self._waiting.words, claims)):
+            self._board.note(words)
+        given_up = next(filter(None, map(self._waiting.given_up, claims)), "")
+        if given_up:
+            self._failed[step.name] = given_up
+        return not given_up
 
     def _ready(self) -> list[Step]:
         return [
@@ -186,27 +212,34 @@ class _Runner:
             self._give_back(step)
             return False
         before = state.record(step.name)
-        record = Record(self._keys[step.name], "", step.kind, step.steps, time.time())
+        made = before.made if step.is_passing and status.is_gone and before else None
+        record = Record(self._keys[step.name], "", step.kind, step.steps, time.time(), made=made)
+        if before is not None and (changed := state.changed_by_others(step, before)):
+            self._finish(step, replace(record, contents=before.contents), 1, changed)
+            return False
         try:
             reason = step.unneeded() if step.unneeded else ""
         except UserError as error:
-            self._finish(step, record, 1, str(error), made=None, seconds=None)
+            self._finish(step, record, 1, str(error))
             return False
         if reason:
             made = before.made if before is not None and before.key == record.key else None
-            self._finish(step, record, 0, reason, made=made or record.started, seconds=None)
+            self._finish(step, replace(record, made=made or record.started), 0, reason)
             return False
         return self._launch(step, record, status, before)
 
     def _launch(self, step: Step, record: Record, status: Status, before: Record | None) -> bool:
         extra = (*(step.again if before else ()), *(step.resume if status.continues else ()))
-        made = before.made if step.is_passing and status.is_gone and before else None
-        record = replace(record, command=shown_command(step, extra), made=made)
+        record = replace(record, command=shown_command(step, extra))
         device = self._device() if step.uses_gpu else None
         log = None
         try:
             if not status.continues:
                 self._state.clear(step)
+            elif step.mend is not None:
+                step.mend(self._state.out)
+            if step.unseal is not None:
+                step.unseal()
             self._state.write(step.name, record)
             log = self._state.log(step.name).open("ab" if status.continues else "wb", buffering=0)
             log.write(f"$ {record.command}\n".encode())
@@ -215,9 +248,9 @@ class _Runner:
         except (UserError, OSError) as error:
             if log is not None:
                 log.close()
-            self._finish(step, record, 1, str(error), made=None, seconds=None)
+            self._finish(step, record, 1, str(error))
             return False
-        for claim in (step.name, *([f"alone-{step.alone}"] if step.alone else [])):
+        for claim in _claims_of(step):
             self._state.add_process(claim, process.pid)
         self._running[step.name] = _Running(step, process, log, record, status.continues, device)
         self._board.started(step.name, status.why, status.continues)
@@ -252,18 +285,27 @@ class _Runner:
             del self._running[name]
             running.log.close()
             self._looked = -_SECONDS_BETWEEN_LOOKS_AT_OTHERS
-            missing = self._state.missing(running.step)
-            note = f"exit code {code}" if code else f"ended, but missing: {', '.join(missing)}" if missing else ""
+            note = f"exit code {code}" if code else self._what_is_wrong(running.step)
             seconds = time.time() - running.record.started
             # A run that went on where another was cut off tells nothing about the whole.
             whole = None if running.continued else round(seconds, 2)
-            self._finish(running.step, running.record, code or bool(missing), note, running.record.made, whole)
+            contents = {} if note else self._state.contents(running.step)
+            record = replace(running.record, contents=contents)
+            self._finish(running.step, record, code or bool(note), note, whole)
 
-    def _finish(
-        self, step: Step, record: Record, code: int, note: str, made: float | None, seconds: float | None
-    ) -> None:
+    def _what_is_wrong(self, step: Step) -> str:
+        """With the result of a program that has ended well; empty if nothing is."""
+        try:
+            if step.seal is not None:
+                step.seal()
+            missing = self._state.missing(step)
+        except (UserError, OSError) as error:
+            return str(error)
+        return f"ended, but missing: {', '.join(missing)}" if missing else ""
+
+    def _finish(self, step: Step, record: Record, code: int, note: str, seconds: float | None = None) -> None:
         now = time.time()
-        made = (made or now) if code == 0 else None
+        made = record.made if code else record.made or now
         self._state.write(
             step.name, replace(record, ended=now, made=made, seconds=seconds, exit_code=int(code), note=note)
         )
@@ -291,3 +333,8 @@ class _Runner:
             if step.name in self._only and step.name not in self._failed and not self._statuses[step.name].is_done
         ]
         return Outcome(dict(self._failed), tuple(left))
+
+
+def _claims_of(step: Step) -> tuple[str, ...]:
+    """Names that a runner claims for a step."""
+    return (step.name, *([f"alone-{step.alone}"] if step.alone else []))

@@ -46,7 +46,8 @@ def write_scripts(
             scripts[out / FOLDER / f"{word}.sh"] = _array(study, word, names, is_gpu, file, out)
             submit.append(f"{word}=$(sbatch --parsable {before}{word}.sh)")
             jobs.append(f"${{{word}}}")
-        before = f"--dependency=afterok:{':'.join(jobs)} "
+        # Of a level whose tasks have ended somehow: --step refuses what needs a failed one, and the others go on.
+        before = f"--dependency=afterany:{':'.join(jobs)} "
         submit.append(f'echo "level {level}: {" ".join(jobs)}"')
     scripts[out / FOLDER / "submit.sh"] = submit
     for path, lines in scripts.items():
@@ -81,8 +82,8 @@ def _array(study: Study, word: str, names: Sequence[str], is_gpu: bool, file: Pa
         "#!/bin/bash",
         f"#SBATCH --job-name={study.name}_{word}",
         f"#SBATCH --array=0-{len(names) - 1}{at_once}",
-        # Slurm reads no quotes here, and a blank would end the name.
-        f"#SBATCH --output={str(out / 'logs').replace(' ', chr(92) + ' ')}/slurm_%A_%a.log",
+        # Slurm reads no quotes here: a blank would end the name, and it takes % for the beginning of a pattern.
+        f"#SBATCH --output={str(out / 'logs').replace('%', '%%').replace(' ', chr(92) + ' ')}/slurm_%A_%a.log",
         *_wishes(slurm, is_gpu and study.device == "cuda"),
         "set -euo pipefail",
         *slurm.setup,

@@ -14,12 +14,12 @@ import os
 import shutil
 import socket
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nnssl_mae.errors import UserError
-from nnssl_mae.files import as_json, write_first, write_json
+from nnssl_mae.files import as_json, sha256, write_first, write_json
 from nnssl_mae.study.steps import Step
 
 _LOCK = ".lock"
@@ -45,6 +45,8 @@ class Record:
     exit_code: int | None = None
     note: str = ""
     """Why nothing had to be done, or what was wrong."""
+    contents: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of files that others could write, too, as the step left them; by path."""
 
     @property
     def is_whole(self) -> bool:
@@ -104,6 +106,23 @@ class State:
         gone = [path.as_posix() for path in step.makes if not self.where(path).exists()]
         return gone or ([problem] if step.proof is not None and (problem := step.proof()) else [])
 
+    def contents(self, step: Step) -> dict[str, str]:
+        """Digests of what others could write, too."""
+        return {str(path): sha256(self.where(path)) for path in step.shared if self.where(path).is_file()}
+
+    def changed_by_others(self, step: Step, record: Record | None) -> str:
+        """A sentence if somebody else has written a file that this step made; empty if not, as far as is known."""
+        if record is None:
+            return ""
+        now = self.contents(step)
+        changed = next((path for path, digest in record.contents.items() if now.get(path, digest) != digest), None)
+        return (
+            f"{changed} was changed by somebody else after this study made it, perhaps by a study of the same name; "
+            "give one of them another name, or remove the file to have it made again"
+            if changed
+            else ""
+        )
+
     def clear(self, step: Step) -> None:
         """Removes what an earlier plan left in the step's own folders, which lie inside the study's folder."""
         for path in step.clears:
@@ -132,6 +151,26 @@ class State:
     def release(self, name: str) -> None:
         """Gives a claim back."""
         (self._claims / f"{name}.json").unlink(missing_ok=True)
+
+    def renew(self, name: str) -> None:
+        """Shows other machines that somebody still works on a claim of this process."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self._claims / f"{name}.json")
+
+    def renewed(self, name: str) -> int | None:
+        """When a claim was renewed, in ns; none if there is none."""
+        try:
+            return (self._claims / f"{name}.json").stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+
+    def is_foreign(self, name: str) -> bool:
+        """Whether a claim is one of another machine."""
+        try:
+            content = json.loads((self._claims / f"{name}.json").read_text(encoding="utf-8"))
+            return bool(content["host"] != socket.gethostname())
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     def holder(self, name: str) -> str | None:
         """Who works on ``name``, in words; none if nobody does, as far as can be known."""
@@ -251,7 +290,12 @@ def _status(
             return Status(False, why=f"{name} is repeated")
     if not record.is_whole:
         failed = record.ended is not None
-        return Status(False, continues=True, why=f"it failed before ({record.note})" if failed else "it was cut off")
+        why = f"it failed before ({record.note})" if failed else "it was cut off"
+        # Where lost files were being made again, what uses them stays as it is.
+        is_gone = step.is_passing and record.made is not None
+        return Status(False, continues=True, is_gone=is_gone, why=why)
     if missing := state.missing(step):
         return Status(False, is_gone=True, why=f"{missing[0]} is gone")
+    if state.changed_by_others(step, record):
+        return Status(False, is_gone=True, why="somebody else has changed what it made")
     return Status(True)

@@ -52,6 +52,14 @@ class Step:
     """Its files only serve other steps: once these are done, nobody misses them."""
     unneeded: Callable[[], str] | None = field(default=None, repr=False, compare=False)
     """Why nothing has to be done, asked just before it would start; empty where it has to."""
+    shared: tuple[Path, ...] = ()
+    """Those of ``makes`` that others could write, too: their content is noted, so that a change of it is seen."""
+    seal: Callable[[], None] | None = field(default=None, repr=False, compare=False)
+    """Called when the command has ended well, before its result is looked at."""
+    unseal: Callable[[], None] | None = field(default=None, repr=False, compare=False)
+    """Called before the command starts: takes back what an earlier ``seal`` has left."""
+    mend: Callable[[Path], None] | None = field(default=None, repr=False, compare=False)
+    """Called with the study's folder before a run that was cut off is continued."""
     proof: Callable[[], str] | None = field(default=None, repr=False, compare=False)
     """What else is missing of its result besides ``makes``, in words; empty if nothing is."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -15,6 +16,7 @@ from nnssl_mae.study.lineage import DECODER_FIRST, Candidate, Lineages
 from nnssl_mae.study.model import Study, Tuning
 
 CHOSEN = Path("chosen")
+_BACKGROUND = "0"
 
 
 def candidates(study: Study, tuning: Tuning, name: str, lineages: Lineages) -> list[Candidate]:
@@ -44,9 +46,9 @@ def choose(out: Path, name: str, tried: Sequence[Candidate], summaries: Sequence
         summaries: for each candidate nnU-Net's ``summary.json`` files, one a training.
 
     Raises:
-        UserError: a summary is missing or holds no Dice.
+        UserError: a summary is missing or holds no Dice, or no label has one for all candidates.
     """
-    means = [sum(map(_dice, files)) / len(files) for files in summaries]
+    means = _means(name, tried, [[_dice(file) for file in files] for files in summaries])
     best = max(range(len(means)), key=lambda index: means[index])
     rows = [
         {"schedule": Path(one.schedule).stem, "changes": list(one.changes), "dice": mean, "trainings": len(files)}
@@ -56,7 +58,7 @@ def choose(out: Path, name: str, tried: Sequence[Candidate], summaries: Sequence
     write_json(out / CHOSEN / f"{name}.json", {"arm": name, "chosen": best, "tried": rows})
     with whole_file(out / chosen_file(name)) as temporary:
         temporary.write_text(_recipe(tried[best]), encoding="utf-8")
-    return f"{name}: {rows[best]['schedule']}, {', '.join(tried[best].changes)} (mean Dice {means[best]:.4f})"
+    return f"{name}: {tried[best].words} (mean Dice {means[best]:.4f})"
 
 
 def _recipe(candidate: Candidate) -> str:
@@ -73,8 +75,27 @@ def _scalar(value: object) -> str:
     return json.dumps(value)
 
 
-def _dice(file: Path) -> float:
+def _means(name: str, tried: Sequence[Candidate], dice: Sequence[Sequence[Mapping[str, float]]]) -> list[float]:
+    """Mean over labels and trainings of each candidate, over the same labels for all: of those that no reference of a
+    training has, nnU-Net's Dice is NaN where nothing is predicted and 0 where something is."""
+    totals = [0.0] * len(dice)
+    for training in zip(*dice, strict=True):
+        shared = [label for label in training[0] if all(math.isfinite(one.get(label, math.nan)) for one in training)]
+        if not shared:
+            bad = next((n for n, one in enumerate(training) if not any(map(math.isfinite, one.values()))), 0)
+            raise UserError(
+                f"Candidate {tried[bad].words} of arm {name} has no finite Dice of a label that all others have, too; "
+                "leave it out of tuning, or take another tuning.dataset"
+            )
+        for number, one in enumerate(training):
+            totals[number] += sum(one[label] for label in shared) / len(shared) / len(dice[number])
+    return totals
+
+
+def _dice(file: Path) -> dict[str, float]:
+    """Mean Dice of each label."""
     try:
-        return float(json.loads(file.read_text(encoding="utf-8"))["foreground_mean"]["Dice"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        content = json.loads(file.read_text(encoding="utf-8"))["mean"]
+        return {str(label): float(values["Dice"]) for label, values in content.items() if label != _BACKGROUND}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} cannot be read ({error}); remove its folder, and the study trains it again") from error

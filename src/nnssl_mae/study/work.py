@@ -13,7 +13,7 @@ from nnssl_mae.progress import duration
 from nnssl_mae.recipes.words import did_you_mean
 from nnssl_mae.study.cost import estimate
 from nnssl_mae.study.gates import GATES, Gate, in_words
-from nnssl_mae.study.page import print_outcome, print_plan
+from nnssl_mae.study.page import print_outcome, print_plan, unpinned
 from nnssl_mae.study.place import COMPARISON
 from nnssl_mae.study.plan import Plan
 from nnssl_mae.study.runner import Resources, run_steps
@@ -45,6 +45,8 @@ def run_study(plan: Plan, out: Path, jobs: int, devices: tuple[str, ...], only: 
         done = sum(one.is_done for one in status.values())
         left = "time not known yet" if cost.seconds is None else f"about {duration(cost.seconds)} of work left"
         say(console, f"Study {plan.study.name} in {out}: {done} of {len(names)} steps done, {left}")
+        for note in unpinned(plan.study):
+            say(console, f"Note: {note}")
     environment = {name: str(value) for name, value in plan.study.environment.items()}
     resources = Resources(jobs, devices, environment)
     outcome = run_steps(plan.steps, state, resources, console, None if only is None else {only})
