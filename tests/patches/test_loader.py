@@ -4,6 +4,7 @@ import pickle
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from nnssl_mae.patches.loader import (
     training_stream,
     validation_stream,
 )
+from nnssl_mae.patches.on_device_batching import DeviceAugmentation
 from nnssl_mae.recipes.intensity import AdditiveNoise, IntensityRecipe
 from nnssl_mae.recipes.pretraining import AugmentationRecipe, MaskingRecipe, SamplingRecipe
 from tests.patches.stored import data_folder, store
@@ -290,3 +292,46 @@ def test_a_worker_that_is_killed_ends_the_run_with_a_sentence(stored) -> None:
     stream = training_stream(deadly, first_epoch=0, epochs=1, iterations=1, workers=1)
     with pytest.raises(UserError, match=r"process that loads batches died .*nnUNet_n_proc_DA"):
         next(stream)
+
+
+def made_on_device(batch: Batch, augmentation: AugmentationRecipe) -> Batch:
+    return DeviceAugmentation(augmentation, SETTINGS.patch_size)(batch)
+
+
+@pytest.mark.parametrize("region", ["uniform", "foreground"])
+def test_batches_made_on_the_device_are_those_of_the_cpu(cases, region: str) -> None:
+    shading = IntensityRecipe.model_validate({"bias_field": {"probability": 0.5}, "blur": {"probability": 0.5}})
+    augmentation = AugmentationRecipe(rotation_probability=0.5, scale_probability=0.5, intensity=shading, reversal=True)
+    random = settings(ratio=(0.6, 0.9), ratio_drawn_per="sample", region=region)
+    cpu = TrainingBatches(cases, random, augmentation, 3)
+    packed = TrainingBatches(cases, random, augmentation, 3, on_device=True)
+    for step in product(range(2), range(3)):
+        expected, made = cpu[step], made_on_device(packed[step], augmentation)
+        assert made.keys() - {"excluded"} == expected.keys() - {"excluded"}
+        assert made["step"] == expected["step"]
+        for key in ("data", "target"):
+            assert torch.allclose(made[key], expected[key], atol=1e-3)
+        assert all(torch.equal(made[key], expected[key]) for key in ("hidden", "air") if key in expected)
+        nothing = torch.zeros_like(made["data"], dtype=torch.bool)
+        pair = [each.get("excluded", nothing) for each in (made, expected)]
+        assert (pair[0] != pair[1]).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_packed_batches_do_not_depend_on_workers_or_on_where_the_run_started(cases, workers: int) -> None:
+    everything = AugmentationRecipe(elastic_probability=0.5, intensity=NOISE, reversal=True)
+    packed = TrainingBatches(cases, SETTINGS, everything, 2, on_device=True)
+    stream = training_stream(packed, first_epoch=1, epochs=2, iterations=2, workers=workers)
+    for step in [(1, 0), (1, 1)]:
+        assert_same(made_on_device(next(stream), everything), made_on_device(packed[step], everything))
+    stream.close()
+
+
+def test_a_case_that_cannot_be_read_is_replaced_in_a_packed_batch_too(stored) -> None:
+    index = stored(np.ones((40, 40, 40)))
+    (index.folder / "0.b2nd").write_bytes(b"")
+    batch = TrainingBatches(index, SETTINGS, AugmentationRecipe(), 2, on_device=True)[(0, 0)]
+    assert {name for name, _ in batch["replaced"]} == {"0"}
+    made = made_on_device(batch, AugmentationRecipe())
+    assert made["excluded"].all()
+    assert not made["data"].any()

@@ -15,6 +15,7 @@ from nnssl_mae.errors import ResumableError, UserError
 from nnssl_mae.masking import hidden_voxels
 from nnssl_mae.patches import faults
 from nnssl_mae.patches.splits import read_split
+from nnssl_mae.plans import CONFIGURATION
 from nnssl_mae.scans.cases import CaseRow, read_cases, write_cases
 from nnssl_mae.training.mae_trainer import nnUNetTrainerMAE
 from tests.patches.stored import data_folder
@@ -45,11 +46,22 @@ def interrupt_at(trainer: nnUNetTrainerMAE, epoch: int, iteration: int) -> None:
     trainer.train_step = train_step
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+def augment_on(prepared: Path, device: str) -> None:
+    """Augments, undone by the network, where the recipe in the plans says."""
+    file = prepared / "nnsslMAEPlans.json"
+    plans = json.loads(file.read_text())
+    augmentation = plans["configurations"][CONFIGURATION]["nnssl_mae"]["recipe"]["augmentation"]
+    augmentation |= {"device": device, "reversal": True, "elastic_probability": 0.5}
+    augmentation["intensity"] = {part: {"probability": 0.5} for part in ("additive_noise", "blur", "bias_field")}
+    file.write_text(json.dumps(plans))
+
+
+@pytest.mark.parametrize(("workers", "device"), [("0", "cpu"), ("2", "cpu"), ("2", "gpu")])
 def test_interrupted_in_the_middle_of_an_epoch_and_resumed_gives_the_same_weights(
-    prepared, monkeypatch, workers
+    prepared, monkeypatch, workers, device
 ) -> None:
     monkeypatch.setenv("nnUNet_n_proc_DA", workers)
+    augment_on(prepared, device)
     whole = make_trainer(nnUNetTrainerMAE, prepared, "nnsslMAEPlans")
     whole.run_training()
 

@@ -15,9 +15,12 @@ from torch.utils.data import DataLoader, Dataset
 from nnssl_mae.errors import ResumableError
 from nnssl_mae.masking import eligible_blocks, enough_to_hide, sample_hidden, sample_ratio
 from nnssl_mae.patches.augmentation import NO_AUGMENTATION, PatchDraw, SpatialAugmentation
-from nnssl_mae.patches.dataset import DamagedCase, foreground_cells, open_case, open_exclusion
+from nnssl_mae.patches.dataset import DamagedCase, StoredArray, foreground_cells, open_case, open_exclusion
 from nnssl_mae.patches.index import CaseIndex
 from nnssl_mae.patches.intensity import IntensityAugmentation
+from nnssl_mae.patches.on_device_batching import Sample, pack
+from nnssl_mae.patches.on_device_intensity import IntensityDraws
+from nnssl_mae.patches.on_device_spatial import SpatialReading
 from nnssl_mae.patches.randomness import batch_rng, epoch_order, training_rng, validation_rng
 from nnssl_mae.patches.sampling import make_sampling
 from nnssl_mae.recipes.pretraining import AugmentationRecipe, MaskingRecipe, SamplingRecipe
@@ -31,6 +34,8 @@ Batch = dict[str, Any]
 ``air``: bool (B, 1, d, h, w), True = air: visible, and out of the loss; with foreground-aware masking only.
 ``excluded``: bool (B, 1, Z, Y, X), True = never counts in the loss (padding, exclusion masks); if there is any.
 ``step``: (epoch, iteration), in training.
+``voxels``, ``numbers``, ``masks``, ``plan``: in place of ``data``, ``target`` and ``excluded`` where these are made on
+the device, see :func:`nnssl_mae.patches.on_device_batching.pack`.
 ``cases``, ``data_range``: names and (B,) ranges of the volumes, in validation.
 ``replaced``: (name, problem) of each case that could not be read, if there is any. In training another case stands in
 for it; in validation, or if many in a row cannot be read, a patch of zeros of which nothing counts.
@@ -82,6 +87,7 @@ class TrainingBatches(Dataset[Batch]):
         rank: int = 0,
         sampling: SamplingRecipe | None = None,
         one_pass: OnePass | None = None,
+        on_device: bool = False,
     ) -> None:
         """
         Args:
@@ -92,17 +98,24 @@ class TrainingBatches(Dataset[Batch]):
             rank: of this process.
             sampling: how cases are drawn; all with the same chance if not given.
             one_pass: draws every volume once an epoch instead.
+            on_device: packs what ``DeviceAugmentation`` makes the batch from.
 
         Raises:
             UserError: ``sampling`` does not fit the cases.
         """
-        self._arguments = (cases, settings, augmentation, batch_size, rank, sampling, one_pass)
+        self._arguments = (cases, settings, augmentation, batch_size, rank, sampling, one_pass, on_device)
         self.cases, self.settings = cases, settings
         self.batch_size, self.rank, self.one_pass = batch_size, rank, one_pass
         self._sampling = make_sampling(sampling or SamplingRecipe(), cases)
-        self._patches = _Patches(cases, settings, SpatialAugmentation(augmentation, settings.patch_size))
-        self._intensity = IntensityAugmentation(augmentation.intensity) if augmentation.intensity.active else None
-        self._reversal = augmentation.reversal
+        self._intensity: IntensityAugmentation | IntensityDraws | None = None
+        if on_device:
+            self._patches = _Patches(cases, settings, SpatialReading(augmentation, settings.patch_size))
+            self._intensity = IntensityDraws(augmentation.intensity, settings.patch_size)
+        else:
+            self._patches = _Patches(cases, settings, SpatialAugmentation(augmentation, settings.patch_size))
+            if augmentation.intensity.active:
+                self._intensity = IntensityAugmentation(augmentation.intensity)
+        self._reversal, self._on_device = augmentation.reversal, on_device
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Made again in a worker process: what follows from the table must not pass through a pipe.
@@ -122,7 +135,8 @@ class TrainingBatches(Dataset[Batch]):
                 position = self._sampling.draw(rng) if order is None else int(order[sample])
                 yield self._sample(position, rng, ratio, replaced)
 
-        return {"step": step, **_stacked(samples(), self.batch_size), **_noted(replaced)}
+        batch = _packed(samples()) if self._on_device else _stacked(samples(), self.batch_size)
+        return {"step": step, **batch, **_noted(replaced)}
 
     def _order(self, epoch: int, iteration: int) -> NDArray[np.int64] | None:
         """Which volumes this process takes in a step, if every volume is taken once an epoch."""
@@ -141,10 +155,15 @@ class TrainingBatches(Dataset[Batch]):
                 replaced.append((self.cases.name(position), str(damage)))
             position = self._sampling.draw(rng)
         nothing = self._patches.nothing(rng, ratio)
+        if "reading" in nothing:
+            return {**nothing, "changes": (), "seed": 0}
         return {**nothing, **({"target": nothing["data"]} if self._reversal else {})}
 
     def _with_changed_intensities(self, patch: Batch, rng: np.random.Generator) -> Batch:
         # The last draw of a sample, so that position and mask do not depend on this part of the recipe.
+        if isinstance(self._intensity, IntensityDraws):
+            changes = self._intensity.sample(len(patch["reading"].voxels), rng)
+            return {**patch, "changes": changes, "seed": int(rng.integers(2**63))}
         if self._intensity is None:
             return patch
         shown, clean = self._intensity.augment(patch["data"].float(), rng)
@@ -182,7 +201,9 @@ class ValidationBatches(Dataset[Batch]):
 class _Patches:
     """Draws position, transforms and mask of one patch, and only then reads its voxels."""
 
-    def __init__(self, cases: CaseIndex, settings: PatchSettings, augmentation: SpatialAugmentation) -> None:
+    def __init__(
+        self, cases: CaseIndex, settings: PatchSettings, augmentation: SpatialAugmentation | SpatialReading
+    ) -> None:
         self.cases, self.settings, self.augmentation = cases, settings, augmentation
         self._leaves_out_air = settings.masking.region == "foreground"
 
@@ -195,15 +216,25 @@ class _Patches:
         shape = self.cases.shape(position)
         draw, eligible = self._place(position, shape, rng)
         hidden = self._hidden(rng, ratio, eligible)
-        patch = {"data": self.augmentation.apply_stored(open_case(self.cases, position), draw), **hidden}
         mask = open_exclusion(self.cases, position) if self.settings.respect_exclusion else None
-        excluded = self.augmentation.excluded(shape, mask, draw)
-        return patch if excluded is None else {**patch, "excluded": excluded}
+        return {**self._shown(open_case(self.cases, position), mask, draw), **hidden}
 
     def nothing(self, rng: np.random.Generator, ratio: float | None = None) -> Batch:
         """What stands in for a sample that cannot be had: zeros, of which no voxel counts."""
+        return {**self._zeros(), **self._hidden(rng, ratio)}
+
+    def _shown(self, volume: StoredArray, mask: StoredArray | None, draw: PatchDraw) -> Batch:
+        if isinstance(self.augmentation, SpatialReading):
+            return {"reading": self.augmentation.read(volume, mask, draw)}
+        patch = {"data": self.augmentation.apply_stored(volume, draw)}
+        excluded = self.augmentation.excluded(volume.shape[1:], mask, draw)
+        return patch if excluded is None else {**patch, "excluded": excluded}
+
+    def _zeros(self) -> Batch:
+        if isinstance(self.augmentation, SpatialReading):
+            return {"reading": self.augmentation.nothing()}
         data = torch.zeros((1, *self.settings.patch_size))
-        return {"data": data, **self._hidden(rng, ratio), "excluded": torch.ones(data.shape, dtype=torch.bool)}
+        return {"data": data, "excluded": torch.ones(data.shape, dtype=torch.bool)}
 
     def _hidden(
         self, rng: np.random.Generator, ratio: float | None, eligible: NDArray[np.bool_] | None = None
@@ -256,6 +287,13 @@ def _stacked(samples: Iterator[Batch], count: int) -> Batch:
         nothing = torch.zeros((1, *data.shape[2:]), dtype=torch.bool)
         parts = [{"excluded": nothing, **part} for part in parts]
     return {"data": data, **{key: torch.stack([part[key] for part in parts]) for key in parts[0]}}
+
+
+def _packed(samples: Iterator[Batch]) -> Batch:
+    """A batch that the device will make from what was read."""
+    parts = list(samples)
+    drawn = [Sample(part.pop("reading"), part.pop("changes"), part.pop("seed")) for part in parts]
+    return {**pack(drawn), **{key: torch.stack([part[key] for part in parts]) for key in parts[0]}}
 
 
 class BatchStream:

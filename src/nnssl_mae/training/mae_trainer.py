@@ -34,6 +34,7 @@ from nnssl_mae.patches.loader import (
     training_stream,
     validation_stream,
 )
+from nnssl_mae.patches.on_device_batching import DeviceAugmentation
 from nnssl_mae.patches.splits import Split, continued_split, read_split, split_cases, subjects_of, write_split
 from nnssl_mae.plans import PLANS_SCHEMA, read_block
 from nnssl_mae.recipes.reading import parse_recipe
@@ -83,6 +84,7 @@ class nnUNetTrainerMAE(OneHeadTrainer):
             respect_exclusion=self.recipe.loss.respect_exclusion,
             seed=self.recipe.seed,
         )
+        self._augment = DeviceAugmentation(self.recipe.augmentation, self.patch_settings.patch_size)
         self.initial_lr = self.recipe.optimiser.learning_rate
         self.weight_decay = self.recipe.optimiser.weight_decay
         self.num_epochs = self.recipe.schedule.epochs
@@ -194,6 +196,7 @@ class nnUNetTrainerMAE(OneHeadTrainer):
         )
 
     def _data(self) -> PretrainingData:
+        place = self.recipe.augmentation.device
         return PretrainingData(
             Path(self.preprocessed_dataset_folder),
             self.recipe,
@@ -202,6 +205,7 @@ class nnUNetTrainerMAE(OneHeadTrainer):
             global_batch=self.configuration_manager.batch_size,
             rank=dist.get_rank() if self.is_ddp else 0,
             processes=dist.get_world_size() if self.is_ddp else 1,
+            on_device=place == "gpu" or (place == "auto" and self.device.type == "cuda"),
         )
 
     # ------------------------------------------------------------------ steps
@@ -219,10 +223,11 @@ class nnUNetTrainerMAE(OneHeadTrainer):
         return torch.autocast("cuda", dtype=torch.float16 if precision == "fp16" else torch.bfloat16)
 
     def _on_device(self, batch: Batch) -> Batch:
-        return {
+        batch = {
             key: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
             for key, value in batch.items()
         }
+        return self._augment(batch) if "plan" in batch else batch
 
     def train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
         """One optimiser step. The loss stays on the device until the epoch ends."""

@@ -17,7 +17,8 @@ class PretrainingData:
     """From a preprocessed dataset and a recipe to the batches of one process.
 
     ``batch_size`` is that of this process, ``global_batch`` that of all ``processes`` together; the first ones take a
-    patch more where it does not divide, as nnU-Net shares it out.
+    patch more where it does not divide, as nnU-Net shares it out. ``on_device``: training batches are augmented by
+    :class:`nnssl_mae.patches.on_device_batching.DeviceAugmentation`, where they are used.
     """
 
     folder: Path
@@ -27,6 +28,7 @@ class PretrainingData:
     global_batch: int
     rank: int = 0
     processes: int = 1
+    on_device: bool = False
 
     @cached_property
     def index(self) -> CaseIndex:
@@ -43,6 +45,7 @@ class PretrainingData:
             self.rank,
             self.recipe.sampling,
             OnePass(self.global_batch, self._offset()) if self.recipe.schedule.iterations == "dataset" else None,
+            self.on_device,
         )
 
     def validation(self, cases: Sequence[str]) -> ValidationBatches:
