@@ -144,9 +144,9 @@ class AugmentationRecipe(FrozenRecipe):
     intensity: IntensityRecipe = IntensityRecipe()
     """Changes of the input's intensities."""
     device: Literal["auto", "cpu", "gpu"] = "cpu"
-    """Where it happens. ``cpu``: in the processes that load patches. ``gpu``: where the network is trained (so far tested
-    on a CPU only). ``auto``: on the GPU if there is one. All are equal but for the values of noise and deformations, which
-    have the same distribution."""
+    """Where it happens. ``cpu``: in the processes that load patches. ``gpu``: where the network is trained (tested on a
+    CPU only so far). ``auto``: on the GPU if there is one. All are equal but for the values of noise and deformations,
+    which have the same distribution."""
     reversal: bool = False
     """The target is the patch before the intensity changes, so the network learns to undo them (AMAES); otherwise the
     target is what the network is shown."""
