@@ -14,8 +14,9 @@ from scipy.ndimage import gaussian_filter
 from nnssl_mae.catalogue.find import Scan, find_scans
 from nnssl_mae.checkpoints.read import read_checkpoint
 from nnssl_mae.errors import UserError
+from nnssl_mae.evaluation.reconstruct import preprocessing_plans
 from nnssl_mae.probe.labels import label_names, match_labels
-from nnssl_mae.probe.volumes import ProbeScan, _plans, prepared_scan
+from nnssl_mae.probe.volumes import ProbeScan, prepared_scan
 from tests.checkpoints.files import tiny_recipe, write_own
 
 DATASET = {"labels": {"background": 0, "dim": 1, "bright": 2}, "channel_names": {"0": "T1"}, "file_ending": ".nii.gz"}
@@ -53,9 +54,9 @@ def test_labels_are_those_that_nnunet_would_train_on(
 ) -> None:
     image, labels = write_pair(tmp_path, orientation)
     found = prepared(tmp_path, image, labels, reader, transpose)
-    plans = _plans(read_checkpoint(tmp_path / "x.pth"))
+    plans, configuration = preprocessing_plans(read_checkpoint(tmp_path / "x.pth"))
     data, expected, _ = DefaultPreprocessor(verbose=False).run_case(
-        [str(image)], str(labels), plans, plans.get_configuration("probe"), DATASET
+        [str(image)], str(labels), plans, configuration, DATASET
     )
     np.testing.assert_allclose(found.volume, data[0], atol=1e-4)
     np.testing.assert_array_equal(found.labels, np.maximum(expected[0], 0))  # nnU-Net marks the outside by -1

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from nnssl_mae.checkpoints.read import read_checkpoint
 from nnssl_mae.console import say
 from nnssl_mae.errors import UserError
 from nnssl_mae.evaluation.geometry import in_file_order, patch_to_scan, write_nifti
+from nnssl_mae.evaluation.inputs import check_scans, chosen_device, writing_to
 from nnssl_mae.evaluation.preview import PreviewCase, draw_preview
 from nnssl_mae.evaluation.reconstruct import (
     GIVEN_BLOCKS,
@@ -34,8 +34,6 @@ from nnssl_mae.evaluation.reconstruct import (
     preprocess_as_trained,
     reconstruct,
 )
-from nnssl_mae.scans.measure import measure_scan
-from nnssl_mae.scans.preprocess import orientation_of
 
 _FILES = ("preview.png", "input.nii.gz", "hidden_input.nii.gz", "reconstruction.nii.gz", "combined.nii.gz")
 
@@ -66,15 +64,15 @@ def preview(
     """
     checkpoint = read_checkpoint(path)
     hiding = choose_hiding(checkpoint, path, ratio, seed, block_size)
-    where = _device(device)
+    where = chosen_device(device)
     found = find_scans(sources)
     _check_formats(found.scans)
     _check_outputs(found.scans, out)
-    _check_scans(found.scans, checkpoint)
+    check_scans(found.scans, checkpoint, "reconstructed")
     network = load_network(checkpoint, path).to(where)
     for note in (*_notes(checkpoint), *(f"{mask} is an exclusion mask by its name." for mask in found.lonely_masks)):
         say(console, note, style="yellow")
-    with _writing_to(out):
+    with writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
     table = Table("scan", "PSNR (dB)", "SSIM", "R2", "hidden", "blocks")
     for scan in found.scans:
@@ -93,7 +91,7 @@ def preview(
             prepared.volume.shape[1:],
             result.corner,
         )
-        with _writing_to(out):
+        with writing_to(out):
             title = _title(result, hiding, blocks_are_given(checkpoint))
             _write(result, checkpoint.plans["transpose_forward"], scan, to_scan, title, out)
         # Text: a plain string would be read as rich's markup.
@@ -107,14 +105,6 @@ def _notes(checkpoint: Checkpoint) -> list[str]:
     if blocks_are_given(checkpoint):
         notes.append(f"Pictures, PSNR and SSIM: {GIVEN_BLOCKS}. R2 is against the true mean of each block.")
     return notes
-
-
-def _device(name: str | None) -> torch.device:
-    if name not in (None, "cpu", "cuda"):
-        raise UserError(f"--device {name} is not possible; use cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no GPU here; use --device cpu")
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _check_formats(scans: Sequence[Scan]) -> None:
@@ -139,26 +129,6 @@ def _check_outputs(scans: Sequence[Scan], out: Path) -> None:
                 f"{other.path} and {writer.path} would both be written to {target}; preview them one by one, each with "
                 "its own folder -o"
             )
-
-
-def _check_scans(scans: Sequence[Scan], checkpoint: Checkpoint) -> None:
-    """Looks at every scan, so that a bad one stops all before anything is written."""
-    orientation = orientation_of(str(checkpoint.plans["image_reader_writer"]))
-    beyond_stock = checkpoint.beyond_stock
-    found = [measure_scan(scan, orientation, intensity_samples=1, beyond_stock=beyond_stock) for scan in scans]
-    problems = [f"{scan.path} {scan.problem}" for scan in found if scan.problem]
-    if problems:
-        more = f" (and {len(problems) - 1} more of the {len(scans)} scans)" if len(problems) > 1 else ""
-        raise UserError(f"{problems[0]}, so it cannot be reconstructed{more}; leave it out or repair it")
-
-
-@contextlib.contextmanager
-def _writing_to(out: Path) -> Iterator[None]:
-    """A sentence for a full disk, a missing permission, or a file where a folder should be."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"Nothing can be written to {out} ({error.strerror}); choose another folder with -o") from error
 
 
 def _targets(out: Path, case: str) -> list[Path]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from numpy.typing import NDArray
 from torch import nn
 
@@ -147,12 +147,11 @@ def _misfit(network: nn.Module, checkpoint: Checkpoint) -> str:
 
 def preprocess_as_trained(scan: Scan, checkpoint: Checkpoint) -> Preprocessed:
     """What the network would have been trained on, had the scan been there."""
-    manager = PlansManager(_preprocessing_plans(checkpoint))
-    return preprocess(scan, manager, manager.get_configuration(_CONFIGURATION), checkpoint.beyond_stock)
+    return preprocess(scan, *preprocessing_plans(checkpoint), checkpoint.beyond_stock)
 
 
-def _preprocessing_plans(checkpoint: Checkpoint) -> dict[str, Any]:
-    """nnU-Net plans with what its preprocessor asks for."""
+def preprocessing_plans(checkpoint: Checkpoint) -> tuple[PlansManager, ConfigurationManager]:
+    """nnU-Net plans with what its preprocessor asks for, and their one configuration, that of the checkpoint."""
     data = checkpoint.data
     configuration = {
         **data,
@@ -160,12 +159,10 @@ def _preprocessing_plans(checkpoint: Checkpoint) -> dict[str, Any]:
         "resampling_fn_seg_kwargs": data["resampling_fn_mask_kwargs"],
         "architecture": checkpoint.architecture,
     }
-    return {
-        **checkpoint.plans,
-        # Statistics of the dataset are used by CT normalisation only, which is refused on reading.
-        "foreground_intensity_properties_per_channel": {"0": {}},
-        "configurations": {_CONFIGURATION: configuration},
-    }
+    # Statistics of the dataset are used by CT normalisation only; a checkpoint that has it holds them.
+    missing: dict[str, Any] = {"foreground_intensity_properties_per_channel": {"0": {}}}
+    manager = PlansManager({**missing, **checkpoint.plans, "configurations": {_CONFIGURATION: configuration}})
+    return manager, manager.get_configuration(_CONFIGURATION)
 
 
 def reconstruct(

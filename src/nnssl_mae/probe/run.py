@@ -16,6 +16,7 @@ from nnssl_mae.checkpoints.describe import Checkpoint
 from nnssl_mae.checkpoints.read import read_checkpoint
 from nnssl_mae.console import say
 from nnssl_mae.errors import UserError
+from nnssl_mae.evaluation.inputs import check_scans, chosen_device, writing_to
 from nnssl_mae.files import short_hash, unique_word, write_json
 from nnssl_mae.networks.pretraining import PretrainingNetwork
 from nnssl_mae.probe.chosen import ChosenScans, choose_checkpoints, choose_scans
@@ -37,7 +38,6 @@ from nnssl_mae.probe.tables import print_probe
 from nnssl_mae.probe.verdict import trend, verdict
 from nnssl_mae.probe.volumes import (
     ProbeScan,
-    check_scans,
     patch_of,
     prepared_scan,
     preprocessing_key,
@@ -105,7 +105,7 @@ def probe(
     Raises:
         UserError: bad checkpoint, scan, labels, option or folder; then nothing is written.
     """
-    where = _device(device)
+    where = chosen_device(device)
     _check_out(out)
     paths = choose_checkpoints(checkpoints, wishes.every)
     for path in paths:
@@ -256,7 +256,7 @@ class _Bench:
         key = short_hash(preprocessing_key(checkpoint))
         if key not in self._scans:
             self._scans.clear()
-            check_scans(self.chosen.scans, str(checkpoint.plans["image_reader_writer"]), checkpoint.beyond_stock)
+            check_scans(self.chosen.scans, checkpoint, "probed with")
             prepared = (
                 prepared_scan(scan, checkpoint, self.chosen.labels.get(scan.case), scan.subject)
                 for scan in self.chosen.scans
@@ -274,14 +274,6 @@ def _result_of(steps: Iterator[Result | None]) -> Any:
     return result
 
 
-def _device(name: str | None) -> torch.device:
-    if name not in (None, "cpu", "cuda"):
-        raise UserError(f"--device {name} is not possible; use cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no GPU here; use --device cpu")
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
 def _check_out(out: Path | None) -> None:
     """Before an hour of work: can the folder be written to? Leaves nothing behind."""
     if out is None:
@@ -289,7 +281,7 @@ def _check_out(out: Path | None) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; choose a folder with -o")
     missing = [folder for folder in (out, *out.parents) if not folder.exists()]
-    with _writing_to(out):
+    with writing_to(out):
         try:
             out.mkdir(parents=True, exist_ok=True)
             trial = out / f".{unique_word()}.tmp"
@@ -302,15 +294,7 @@ def _check_out(out: Path | None) -> None:
 
 
 def _write(found: Sequence[Probed], wishes: Wishes, out: Path) -> None:
-    with _writing_to(out):
+    with writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
         draw_probe(found, out / "probe.png")
         write_json(out / "probe.json", as_document(found, wishes))
-
-
-@contextlib.contextmanager
-def _writing_to(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"Nothing can be written to {out} ({error.strerror}); choose another folder with -o") from error

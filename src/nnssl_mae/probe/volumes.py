@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
 
 from nnssl_mae.catalogue.find import Scan
 from nnssl_mae.catalogue.read import ScanProblem
 from nnssl_mae.checkpoints.describe import Checkpoint
 from nnssl_mae.errors import UserError
+from nnssl_mae.evaluation.reconstruct import preprocessing_plans
 from nnssl_mae.probe.labels import LabelMap, read_labels
 from nnssl_mae.scans.foreground import foreground_mask
-from nnssl_mae.scans.measure import measure_scan
-from nnssl_mae.scans.preprocess import BeyondStock, Preprocessed, orientation_of, preprocess
+from nnssl_mae.scans.preprocess import Preprocessed, preprocess
 
-_CONFIGURATION = "probe"
 _ASSUMED_EDGE = 96  # voxels of a patch
 _RESAMPLING = {"order": 3, "order_z": 0, "force_separate_z": None}
 _ASSUMED_PLANS = {
@@ -127,27 +124,13 @@ def preprocessing_key(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def check_scans(scans: Sequence[Scan], reader: str, beyond_stock: BeyondStock) -> None:
-    """Looks at every scan, so that a bad one stops the probe before hours of it are lost.
-
-    Raises:
-        UserError: one is damaged, constant, or holds NaN.
-    """
-    found = [measure_scan(scan, orientation_of(reader), 1, beyond_stock) for scan in scans]
-    problems = [f"{scan.path} {scan.problem}" for scan in found if scan.problem]
-    if problems:
-        more = f" (and {len(problems) - 1} more of the {len(scans)} scans)" if len(problems) > 1 else ""
-        raise UserError(f"{problems[0]}, so it cannot be probed with{more}; leave it out or repair it")
-
-
 def prepared_scan(scan: Scan, checkpoint: Checkpoint, labels: Path | None, group: str) -> ProbeScan:
     """Preprocesses a scan and its labels as for the checkpoint's training.
 
     Raises:
         UserError: the scan or its labels are damaged, or do not fit together.
     """
-    manager = _plans(checkpoint)
-    configuration = manager.get_configuration(_CONFIGURATION)
+    manager, configuration = preprocessing_plans(checkpoint)
     try:
         prepared = preprocess(scan, manager, configuration, checkpoint.beyond_stock)
     except ScanProblem as problem:
@@ -160,21 +143,3 @@ def prepared_scan(scan: Scan, checkpoint: Checkpoint, labels: Path | None, group
         shape = prepared.volume.shape[1:]
         found = read_labels(labels, scan, manager, configuration, prepared.properties, shape)
     return ProbeScan(scan.case, group, prepared, body, found)
-
-
-def _plans(checkpoint: Checkpoint) -> PlansManager:
-    """nnU-Net's plans with one configuration, that of the checkpoint."""
-    data: Mapping[str, Any] = checkpoint.data
-    configuration = {
-        **data,
-        "resampling_fn_seg": data["resampling_fn_mask"],
-        "resampling_fn_seg_kwargs": data["resampling_fn_mask_kwargs"],
-        "architecture": checkpoint.architecture,
-    }
-    return PlansManager(
-        {
-            "foreground_intensity_properties_per_channel": {"0": {}},
-            **checkpoint.plans,
-            "configurations": {_CONFIGURATION: configuration},
-        }
-    )

@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib
 import re
 
+from nnssl_mae.comparison.convergence import STOCK_ITERATIONS
 from nnssl_mae.errors import UserError
 
-STOCK_ITERATIONS = 250
-"""Optimiser steps an epoch of stock nnU-Net."""
 _PACKAGE = "nnunetv2.training.nnUNetTrainer"
 _USUAL_EPOCHS = 1000
 

@@ -173,43 +173,50 @@ class Lineages:
         return Trained(trainer, plans, stock.configuration, (planned,), (done,))
 
     def _treatment(self, arm: Arm, labelled: LabelledSet, plans: str, origin: Origin, candidate: Candidate) -> str:
-        command = ("nnssl-mae", "adapt", "-d", str(labelled.number), "-n", plans, *_options(arm))
-        return self.add(
-            Step(
-                f"adapt_{labelled.word}_{plans.partition('_')[2]}",
-                "adapt",
-                (*command, *self._how(candidate)),
-                aside=(*_schedule(candidate), origin.checkpoint),
-                needs=(self.planned(labelled), *origin.needs, *candidate.needs),
-                makes=(labelled.preprocessed / f"{plans}.json",),
-                shared=(labelled.preprocessed / f"{plans}.json",),
-                inputs={"recipe": self._recipe(candidate), "checkpoint": origin.digest},
-                again=("--overwrite",),
-                is_passing=True,
-            )
-        )
+        inputs = {"recipe": self._recipe(candidate), "checkpoint": origin.digest}
+        return self._adapted(labelled, plans, _options(arm), origin, candidate, needs=origin.needs, inputs=inputs)
 
     def _control(self, arm: Arm, labelled: LabelledSet, plans: str, origin: Origin, candidate: Candidate) -> str:
         """As the treatment, but only the shape of the checkpoint matters: another pre-training repeats nothing."""
         source = self._study.arms[arm.scratch or ""]
-        command = ("nnssl-mae", "adapt", "-d", str(labelled.number), "-n", plans, *_options(source), "--from-scratch")
         recipe = self._recipe(candidate)
         if recipe is not None and recipe["schedule"] in DECODER_FIRST:
             raise UserError(
                 f"The control of '{arm.scratch}' cannot train with the schedule '{recipe['schedule']}', which begins "
                 "with the decoder alone: its encoder is random. Leave schedule out, or take another"
             )
+        inputs = {"recipe": recipe, "shape": origin.shape}
+        options = (*_options(source), "--from-scratch")
+        return self._adapted(
+            labelled, plans, options, origin, candidate, needs=origin.shaped_by, after=origin.needs, inputs=inputs
+        )
+
+    def _adapted(
+        self,
+        labelled: LabelledSet,
+        plans: str,
+        options: Command,
+        origin: Origin,
+        candidate: Candidate,
+        *,
+        needs: tuple[str, ...],
+        after: tuple[str, ...] = (),
+        inputs: dict[str, Any],
+    ) -> str:
+        """The step of one ``nnssl-mae adapt``; ``needs`` and ``after`` are those of the checkpoint."""
+        file = labelled.preprocessed / f"{plans}.json"
+        command = ("nnssl-mae", "adapt", "-d", str(labelled.number), "-n", plans, *options, *self._how(candidate))
         return self.add(
             Step(
                 f"adapt_{labelled.word}_{plans.partition('_')[2]}",
                 "adapt",
-                (*command, *self._how(candidate)),
+                command,
                 aside=(*_schedule(candidate), origin.checkpoint),
-                needs=(self.planned(labelled), *origin.shaped_by, *candidate.needs),
-                after=origin.needs,
-                makes=(labelled.preprocessed / f"{plans}.json",),
-                shared=(labelled.preprocessed / f"{plans}.json",),
-                inputs={"recipe": recipe, "shape": origin.shape},
+                needs=(self.planned(labelled), *needs, *candidate.needs),
+                after=after,
+                makes=(file,),
+                shared=(file,),
+                inputs=inputs,
                 again=("--overwrite",),
                 is_passing=True,
             )

@@ -104,6 +104,8 @@ class nnUNetTrainerMAE(OneHeadTrainer):
 
     def initialize(self) -> None:
         """As stock, with seeded initial weights."""
+        # Read now: a damaged file is to be told at the start, not when a month of work is saved.
+        self._excluded = excluded_from(Path(self.preprocessed_dataset_folder_base))
         recomputes = self.recipe.network.sparse or self.recipe.network.checkpoint_activations
         if self.is_ddp and recomputes and Version(torch.__version__) < Version("2.7"):
             # The older optimiser of compiled distributed networks refuses own autograd functions and checkpointing.
@@ -399,7 +401,6 @@ class nnUNetTrainerMAE(OneHeadTrainer):
             self.plans_manager.plans, self.configuration_name, self.num_input_channels
         )
         state["citations"] = list(self.recipe.citation)
-        excluded = excluded_from(Path(self.preprocessed_dataset_folder_base))
         state["nnssl_mae"] = {
             "schema": PLANS_SCHEMA,
             "version": __version__,
@@ -407,7 +408,7 @@ class nnUNetTrainerMAE(OneHeadTrainer):
             "recipe": self.recipe.model_dump(mode="json"),
             "epochs_done": self.current_epoch + 1,
             "validation_loss": float(self.logger.get_value("val_losses", step=-1)),
-            "excluded_datasets": None if excluded is None else list(excluded),
+            "excluded_datasets": None if self._excluded is None else list(self._excluded),
         }
         write_checkpoint(Path(filename), state)
 
