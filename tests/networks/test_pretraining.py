@@ -18,6 +18,7 @@ FORMS = {
     "no skips": {"skips": False},
     "AMAES": {"skips": False, "decoder": "light"},
     "S3D without skips": {"skips": False, "sparse": True, "mask_tokens": True, "densify": True},
+    "packed S3D": {"sparse": "packed", "mask_tokens": True, "densify": True},
 }
 
 
@@ -51,6 +52,27 @@ def test_every_weight_learns_and_the_encoder_loads_into_the_stock_network(backbo
     assert not [fate for fate in (*report.random, *report.adapted) if fate.name.startswith("encoder.")]
     for name, parameter in target.encoder.named_parameters():
         assert torch.equal(parameter, network.encoder.get_parameter(name))
+
+
+@pytest.mark.parametrize("backbone", ["resenc", "plain", "amaes_unet"])
+@pytest.mark.parametrize("form", ["sparse", "S3D", "S3D without skips", "recomputed"])
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_packed_encoder_changes_neither_reconstruction_nor_gradients(backbone: str, form: str, counted: bool) -> None:
+    """Whoever counts the visible blocks, and whether activations are kept or recomputed."""
+    torch.manual_seed(0)
+    options = FORMS["S3D"] | {"checkpoint_activations": True} if form == "recomputed" else FORMS[form]
+    masked = pretraining_network(architecture(backbone), 1, NetworkRecipe(**options), "zero").double()
+    recipe = NetworkRecipe(**options | {"sparse": "packed"})
+    packed = pretraining_network(architecture(backbone), 1, recipe, "zero").double()
+    packed.load_state_dict(masked.state_dict())
+    volumes, hidden = batch()
+    count = int((~hidden).sum()) if counted else None
+    outputs = masked(volumes.double(), hidden), packed(volumes.double(), hidden, count)
+    torch.testing.assert_close(*outputs, rtol=0, atol=1e-10)
+    for output in outputs:
+        output.square().mean().backward()
+    for (name, one), other in zip(masked.named_parameters(), packed.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=0, atol=1e-10, msg=name)
 
 
 def test_the_plain_form_computes_what_the_stock_network_computes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess
@@ -67,6 +68,24 @@ def test_a_preset_trains_adapts_and_fine_tunes(folders: Path, name: str) -> None
     (left_random,) = [line for line in log.read_text().splitlines() if "left random" in line]
     assert "encoder" not in left_random
     assert torch.isfinite(torch.tensor(tuned.logger.get_value("train_losses", step=-1)))
+
+
+def test_a_packed_encoder_trains_as_the_masked_one(folders: Path) -> None:
+    """The same losses, and the trainer itself says how many blocks of its batches are visible."""
+    unlabelled = folders / "preprocessed" / "Dataset900_Brains"
+    losses, counts = {}, []
+    for sparse in (True, "packed"):
+        recipe = tiny_preset("s3d")
+        recipe = recipe.model_copy(update={"network": recipe.network.model_copy(update={"sparse": sparse})})
+        trainer = make_trainer(nnUNetTrainerMAE, unlabelled, write_plans_for(unlabelled, recipe, f"Sparse{sparse}"))
+        trainer.on_train_start()
+        if sparse == "packed":
+            given = trainer.network.forward
+            trainer.network.forward = lambda *a, given=given: counts.append(a) or given(*a)
+        trainer.run_training()
+        losses[sparse] = [trainer.logger.get_value(key, step=None) for key in ("train_losses", "val_losses")]
+    np.testing.assert_allclose(losses["packed"], losses[True], rtol=1e-4)
+    assert counts and all(count == int((~hidden).sum()) for _, hidden, count in counts)
 
 
 def no_leak(trainer: nnUNetTrainerMAE) -> None:

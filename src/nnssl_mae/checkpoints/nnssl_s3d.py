@@ -56,7 +56,9 @@ def s3d_parts(spark: Any, widths: Sequence[int]) -> dict[str, torch.Tensor] | st
 class ReleasedS3DNetwork(PretrainingNetwork):
     """Our sparse network with what nnssl does differently, see above. Same names, same arguments."""
 
-    def encode(self, shown: torch.Tensor, hidden: torch.Tensor) -> list[torch.Tensor]:
+    def encode(
+        self, shown: torch.Tensor, hidden: torch.Tensor, visible_blocks: int | None = None
+    ) -> list[torch.Tensor]:
         """Features of each resolution, highest first; zero at hidden positions unless coarser than the mask."""
         features, x = [], run_masked(self.encoder.stem, shown, hidden)
         for stage, stride in zip(self.encoder.stages, self.encoder.strides, strict=True):

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from nnssl_mae.masking import as_blocks, hide
 from nnssl_mae.networks.decoders import SkipFreeDecoder
 from nnssl_mae.networks.heads import freeze_unused_heads
+from nnssl_mae.networks.packed import encode_packed
 from nnssl_mae.networks.planned import planned_network
 from nnssl_mae.networks.sparse import run_masked, visible_at
 from nnssl_mae.recipes.pretraining import NetworkRecipe
@@ -76,17 +77,19 @@ class PretrainingNetwork(nn.Module):
         if hidden_value == "token":
             self.hidden_value = nn.Parameter(torch.zeros(1, channels, 1, 1, 1))
 
-    def forward(self, volumes: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    def forward(self, volumes: torch.Tensor, hidden: torch.Tensor, visible_blocks: int | None = None) -> torch.Tensor:
         """Reconstructs volumes.
 
         Args:
             volumes: (B, C, D, H, W).
             hidden: bool (B, 1, d, h, w), True = hidden.
+            visible_blocks: of the whole batch, or more. Only a packed encoder asks, and without it waits for the
+                device.
 
         Returns:
             (B, C, D, H, W).
         """
-        features = self.encode(self.hide(volumes, hidden), hidden)
+        features = self.encode(self.hide(volumes, hidden), hidden, visible_blocks)
         return self.decode(self.fill(features, hidden))
 
     def hide(self, volumes: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
@@ -96,13 +99,18 @@ class PretrainingNetwork(nn.Module):
             shown = _add_where(shown, hidden, self.hidden_value)
         return shown
 
-    def encode(self, shown: torch.Tensor, hidden: torch.Tensor) -> list[torch.Tensor]:
+    def encode(
+        self, shown: torch.Tensor, hidden: torch.Tensor, visible_blocks: int | None = None
+    ) -> list[torch.Tensor]:
         """Features of each resolution, highest first; zero at hidden positions if the encoder is sparse."""
         stages = [*([self.encoder.stem] if _has_stem(self.encoder) else []), *self.encoder.stages]
         features, x = [], shown
-        for stage in stages:
-            x = self._run(run_masked, stage, x, hidden) if self.sparse else self._run(stage, x)
-            features.append(x)
+        if self.sparse == "packed":
+            features = encode_packed(stages, shown, hidden, visible_blocks, run=self._run)
+        else:
+            for stage in stages:
+                x = self._run(run_masked, stage, x, hidden) if self.sparse else self._run(stage, x)
+                features.append(x)
         return features[1:] if _has_stem(self.encoder) else features
 
     def fill(self, features: list[torch.Tensor], hidden: torch.Tensor) -> list[torch.Tensor]:

@@ -65,9 +65,9 @@ class NetworkRecipe(FrozenRecipe):
     skip connections, thrown away after pre-training."""
     skips: bool = True
     """Whether the decoder sees the encoder's skip connections during pre-training; a light decoder never does."""
-    sparse: bool = False
+    sparse: Literal["packed"] | bool = False
     """Masked convolutions and norms in the encoder: features of hidden positions stay zero and out of the statistics
-    (S3D, after SparK)."""
+    (S3D, after SparK). ``packed``: the same numbers, with high resolutions computed in visible blocks only."""
     mask_tokens: bool = False
     """Before the decoder, hidden positions of each resolution are filled with a learned vector. Needs ``sparse``."""
     densify: bool = False

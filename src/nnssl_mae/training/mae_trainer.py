@@ -106,7 +106,7 @@ class nnUNetTrainerMAE(OneHeadTrainer):
         """As stock, with seeded initial weights."""
         # Read now: a damaged file is to be told at the start, not when a month of work is saved.
         self._excluded = excluded_from(Path(self.preprocessed_dataset_folder_base))
-        recomputes = self.recipe.network.sparse or self.recipe.network.checkpoint_activations
+        recomputes = bool(self.recipe.network.sparse) or self.recipe.network.checkpoint_activations
         if self.is_ddp and recomputes and Version(torch.__version__) < Version("2.7"):
             # The older optimiser of compiled distributed networks refuses own autograd functions and checkpointing.
             torch._dynamo.config.optimize_ddp = False
@@ -215,7 +215,9 @@ class nnUNetTrainerMAE(OneHeadTrainer):
     def _reconstruct(self, batch: Batch, network: nn.Module | None = None) -> torch.Tensor:
         """Reconstruction of a batch that lies on the device; by another form of the network where one is given."""
         with self._number_format():
-            prediction: torch.Tensor = (network or self.network)(batch["data"], batch["hidden"])
+            prediction: torch.Tensor = (network or self.network)(
+                batch["data"], batch["hidden"], batch.get("visible_blocks")
+            )
         return prediction
 
     def _number_format(self) -> AbstractContextManager[Any]:
@@ -225,6 +227,9 @@ class nnUNetTrainerMAE(OneHeadTrainer):
         return torch.autocast("cuda", dtype=torch.float16 if precision == "fp16" else torch.bfloat16)
 
     def _on_device(self, batch: Batch) -> Batch:
+        if self.recipe.network.sparse == "packed":
+            # Counted here, where it lies on the CPU: asking the device would wait for it.
+            batch = batch | {"visible_blocks": int((~batch["hidden"]).sum())}
         batch = {
             key: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
             for key, value in batch.items()
