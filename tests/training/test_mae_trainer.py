@@ -287,7 +287,8 @@ def test_a_loss_that_is_not_a_number_stops_the_run(prepared: Path) -> None:
     trainer = make_trainer(nnUNetTrainerMAE, prepared, "nnsslMAEPlans")
     trainer.initialize()
     with pytest.raises(UserError, match="training loss of epoch 0 is nan"):
-        trainer.on_train_epoch_end([{"loss": torch.tensor(float("nan"))}])
+        trainer._losses = [torch.tensor(float("nan"))]
+        trainer.on_train_epoch_end([])
 
 
 def test_plans_of_another_kind_are_refused(prepared: Path) -> None:

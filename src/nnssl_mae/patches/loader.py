@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from nnssl_mae.patches.on_device_spatial import SpatialReading
 from nnssl_mae.patches.randomness import batch_rng, epoch_order, training_rng, validation_rng
 from nnssl_mae.patches.sampling import make_sampling
 from nnssl_mae.recipes.pretraining import AugmentationRecipe, MaskingRecipe, SamplingRecipe
+from nnssl_mae.stopping import leave_stopping_to_the_main_process
 
 Batch = dict[str, Any]
 """What a network is trained on; B patches of (Z, Y, X) voxels in (d, h, w) blocks. Not every key is always there.
@@ -301,7 +302,13 @@ class BatchStream:
 
     def __init__(self, batches: Dataset[Batch], steps: _Steps, workers: int, pin_memory: bool) -> None:
         loader = DataLoader(
-            batches, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pin_memory, collate_fn=_unchanged
+            batches,
+            batch_size=None,
+            sampler=steps,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            collate_fn=_unchanged,
+            worker_init_fn=leave_stopping_to_the_main_process,
         )
         self._iterator: Iterator[Batch] | None = iter(loader)
 
@@ -333,9 +340,10 @@ def training_stream(
     iterations: int,
     workers: int,
     pin_memory: bool = False,
+    first_iteration: int = 0,
 ) -> BatchStream:
-    """Batches from the first iteration of ``first_epoch`` to the end of the last epoch."""
-    steps = _Steps(lambda: product(range(first_epoch, epochs), range(iterations)))
+    """Batches from an iteration of ``first_epoch``, its first unless told otherwise, to the end of the last epoch."""
+    steps = _Steps(lambda: islice(product(range(first_epoch, epochs), range(iterations)), first_iteration, None))
     return BatchStream(batches, steps, workers, pin_memory)
 
 

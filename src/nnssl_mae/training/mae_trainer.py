@@ -39,15 +39,24 @@ from nnssl_mae.patches.splits import Split, continued_split, read_split, split_c
 from nnssl_mae.plans import PLANS_SCHEMA, read_block
 from nnssl_mae.recipes.reading import parse_recipe
 from nnssl_mae.scans.request import excluded_from
+from nnssl_mae.stopping import StopAgreement, StopSignal
 from nnssl_mae.training.logger import METRICS, PretrainingLogger, keep_paths_out_of_wandb
 from nnssl_mae.training.one_head_trainer import OneHeadTrainer
 from nnssl_mae.training.optimisers import EpochSchedule, make_optimizer
 from nnssl_mae.training.pretraining_data import PretrainingData
 from nnssl_mae.training.schedules import pretraining_learning_rate
-from nnssl_mae.training.state import bare_network, refuse_changed_plans, training_state, write_checkpoint
+from nnssl_mae.training.state import (
+    bare_network,
+    in_the_middle_of_an_epoch,
+    refuse_changed_plans,
+    set_aside,
+    training_state,
+    unfinished_epoch,
+    write_checkpoint,
+)
 
 _PREVIEW_CASES = 3
-_LATEST, _BEST = "checkpoint_latest.pth", "checkpoint_best.pth"
+_LATEST, _BEST, _FINAL = "checkpoint_latest.pth", "checkpoint_best.pth", "checkpoint_final.pth"
 _SPLIT = "split.json"  # in the folder of the run; it names cases, so it is in no checkpoint
 
 
@@ -74,6 +83,8 @@ class nnUNetTrainerMAE(OneHeadTrainer):
         self.logger: PretrainingLogger = PretrainingLogger(self.logger)
         self._best_ema: float | None = None  # nnU-Net's name; here it holds the lowest validation loss
         self._damaged = DamagedCases(self.print_to_log_file)
+        self._losses: list[torch.Tensor] = []  # of the steps of this epoch
+        self._stop, self._agreement = StopSignal(), StopAgreement()
         self.patch_settings = PatchSettings(
             patch_size=tuple(self.configuration_manager.patch_size),
             grid=tuple(
@@ -191,9 +202,10 @@ class nnUNetTrainerMAE(OneHeadTrainer):
         self.preview_batches = data.validation(validation[:_PREVIEW_CASES])
         held_out = data.validation(data.share_of(validation[: self.recipe.schedule.validation_cases]))
         self.num_val_iterations_per_epoch = len(held_out)
-        iterations = self.num_iterations_per_epoch = data.iterations(len(training))
+        self._iterations = data.iterations(len(training))
+        batches, done = data.training(training), min(len(self._losses), self._iterations)
         return (
-            training_stream(data.training(training), self.current_epoch, self.num_epochs, iterations, workers, pin),
+            training_stream(batches, self.current_epoch, self.num_epochs, self._iterations, workers, pin, done),
             validation_stream(held_out, min(workers, 1 + workers // 4), pin),
         )
 
@@ -236,6 +248,18 @@ class nnUNetTrainerMAE(OneHeadTrainer):
         }
         return self._augment(batch) if "plan" in batch else batch
 
+    def on_train_start(self) -> None:
+        """As stock; checkpoints of an earlier run in the same folder are set aside when a run begins."""
+        if self.local_rank == 0 and self.current_epoch == 0 and not self._losses:
+            for file in set_aside(Path(self.output_folder), (_LATEST, _BEST, _FINAL)):
+                self.print_to_log_file(f"The folder holds an earlier run; its checkpoint is now {file.name}.")
+        super().on_train_start()
+
+    def on_train_epoch_start(self) -> None:
+        """As stock; an epoch in which the run was stopped goes on where it was."""
+        super().on_train_epoch_start()
+        self.num_iterations_per_epoch = max(0, self._iterations - len(self._losses))
+
     def train_step(self, batch: Batch) -> dict[str, torch.Tensor]:
         """One optimiser step. The loss stays on the device until the epoch ends."""
         self._damaged.add(batch.get("replaced", ()))
@@ -260,11 +284,18 @@ class nnUNetTrainerMAE(OneHeadTrainer):
         else:
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
+        self._losses.append(loss.detach())
+        if self._should_stop():
+            self._save_and_stop()
         return {"loss": loss.detach()}
+
+    def _should_stop(self) -> bool:
+        told = self._stop.name is not None
+        return self._agreement.ask(told, self.device) if self.is_ddp else told
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, torch.Tensor]]) -> None:
         """Logs the mean loss of the epoch over all processes: the only wait for the device."""
-        loss = torch.stack([output["loss"] for output in train_outputs]).mean()
+        loss = torch.stack(self._losses).mean()
         if self.is_ddp:
             dist.all_reduce(loss)
             loss /= dist.get_world_size()
@@ -277,6 +308,9 @@ class nnUNetTrainerMAE(OneHeadTrainer):
 
     def validation_step(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Loss and metrics of each case, over hidden voxels only."""
+        # Processes have different numbers of held-out cases, so several of them agree in training steps only.
+        if self._stop.name is not None and not self.is_ddp:
+            self._save_and_stop()
         self._damaged.add(batch.get("replaced", ()))
         batch = self._on_device(batch)
         prediction = self._in_image_units(self._reconstruct(batch), batch)
@@ -367,6 +401,7 @@ class nnUNetTrainerMAE(OneHeadTrainer):
             if final or (self.current_epoch + 1) % self.recipe.schedule.preview_every == 0:
                 self._draw_preview(f"preview_epoch_{self.current_epoch + 1:04d}.png")
         self.current_epoch += 1
+        self._losses = []
 
     def _draw_preview(self, name: str) -> None:
         self.network.eval()
@@ -397,10 +432,41 @@ class nnUNetTrainerMAE(OneHeadTrainer):
         self.dataloader_train.close()
         self.dataloader_val.close()
 
+    def run_training(self) -> None:
+        """As stock; SIGTERM and SIGUSR1 end it after the step at work, with everything saved.
+
+        Raises:
+            SystemExit: at such a signal, with 128 + its number.
+        """
+        with self._stop.heard():
+            super().run_training()
+        if self._stop.name is not None:
+            self.print_to_log_file(f"{self._stop.name}: the training had ended; nnUNetv2_train --val does what is left")
+            raise SystemExit(self._stop.exit_code)
+
+    def _save_and_stop(self) -> None:
+        """Nobody leaves before the checkpoint is whole: the start of all would end the process that writes it."""
+        if self.local_rank == 0 and not self.disable_checkpointing:
+            losses = [float(loss) for loss in self._losses]
+            state = in_the_middle_of_an_epoch(self._state(), self.current_epoch, losses)
+            write_checkpoint(Path(self.output_folder, _LATEST), state)
+        if self.is_ddp:
+            dist.barrier()
+        self.dataloader_train.close()
+        self.dataloader_val.close()
+        self.print_to_log_file(
+            f"{self._stop.name or 'A signal to another process'}: stopped in epoch {self.current_epoch} after "
+            f"{len(self._losses)} of {self._iterations} steps. {_LATEST} holds all of them; continue with --c"
+        )
+        raise SystemExit(self._stop.exit_code)
+
     def save_checkpoint(self, filename: str) -> None:
         """Writes, by rename, what stock nnU-Net, nnssl's fork and nnU-Net's master read."""
-        if self.local_rank != 0 or self.disable_checkpointing:
-            return
+        if self.local_rank == 0 and not self.disable_checkpointing:
+            write_checkpoint(Path(filename), self._state())
+
+    def _state(self) -> dict[str, Any]:
+        """A checkpoint of the end of this epoch."""
         state = training_state(self, type(self).__name__)
         state["nnssl_adaptation_plan"] = make_adaptation_plan(
             self.plans_manager.plans, self.configuration_name, self.num_input_channels
@@ -412,10 +478,14 @@ class nnUNetTrainerMAE(OneHeadTrainer):
             "torch": str(torch.__version__),
             "recipe": self.recipe.model_dump(mode="json"),
             "epochs_done": self.current_epoch + 1,
-            "validation_loss": float(self.logger.get_value("val_losses", step=-1)),
+            "validation_loss": self._last_validation_loss(),
             "excluded_datasets": None if self._excluded is None else list(self._excluded),
         }
-        write_checkpoint(Path(filename), state)
+        return state
+
+    def _last_validation_loss(self) -> float | None:
+        losses = self.logger.get_value("val_losses", step=None)
+        return float(losses[-1]) if losses else None
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """As stock; when ``--c`` picks ``checkpoint_latest`` although ``checkpoint_best`` is newer, takes the newer."""
@@ -426,6 +496,8 @@ class nnUNetTrainerMAE(OneHeadTrainer):
             path = best
         refuse_changed_plans(path, {"recipe": self.recipe.model_dump(mode="json")})
         super().load_checkpoint(str(path))
+        # Of several processes each takes those of the first: the mean of this one epoch is told a little wrongly.
+        self._losses = list(torch.tensor(unfinished_epoch(path), device=self.device))
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Validates on all held-out scans and writes ``validation/summary.json`` (there is nothing to segment)."""

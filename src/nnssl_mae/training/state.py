@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,44 @@ def training_state(trainer: Any, trainer_name: str) -> dict[str, Any]:
     }
 
 
+def in_the_middle_of_an_epoch(state: dict[str, Any], epoch: int, losses: Sequence[float]) -> dict[str, Any]:
+    """The state of a run that ends before its epoch does: the epoch is the next one to train, from where it stopped.
+
+    Args:
+        state: with our block, as it would be saved at the epoch's end.
+        epoch: counted from 0.
+        losses: of the epoch's steps so far.
+    """
+    history = {key: values[:epoch] for key, values in state["logging"].items()}
+    block = {**state["nnssl_mae"], "epochs_done": epoch, "unfinished_epoch": list(losses)}
+    return {**state, "logging": history, "current_epoch": epoch, "nnssl_mae": block}
+
+
+def unfinished_epoch(checkpoint: Path) -> list[float]:
+    """The losses of the steps that a run had done of its epoch when it was stopped; none if an epoch had ended."""
+    block = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("nnssl_mae", {})
+    return list(block.get("unfinished_epoch", ()))
+
+
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Writes by rename: a crash leaves the earlier checkpoint whole, and nothing else once the next one is written."""
     remove_leftovers(path.parent, path.name)
     # Not the name: torch writes it into the file, and that of a temporary one tells the machine.
     with whole_file(path) as temporary, temporary.open("wb") as file:
         torch.save(state, file)
+
+
+def set_aside(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Renames checkpoints of an earlier run, so that nobody continues them for those of a run that begins.
+
+    Returns:
+        the new files, ``earlier_...``; what had such a name is gone.
+    """
+    moved = []
+    for name in names:
+        if (folder / name).is_file():
+            moved.append((folder / name).replace(folder / f"earlier_{name}"))
+    return moved
 
 
 def refuse_changed_plans(checkpoint: Path, now: Mapping[str, Any]) -> None:
