@@ -204,6 +204,14 @@ def test_step_that_is_not_needed_is_done_without_a_run(tmp_path: Path) -> None:
     assert record.seconds is None
 
 
+def test_steps_that_undo_each_other_end_in_a_sentence(tmp_path: Path) -> None:
+    """Each takes the other's file away; without a limit the study would go on for ever."""
+    program = _NOTE + "; pathlib.Path(sys.argv[2] + '.txt').unlink(missing_ok=True)"
+    steps = [Step(n, "note", ("python", "-c", program, n, m), makes=(Path(f"{n}.txt"),)) for n, m in ("ab", "ba")]
+    failed = run(steps, tmp_path, Resources(jobs=1)).failed
+    assert "a.txt is gone, although this run has made it 3 times: another step takes it away" in failed["a"]
+
+
 def test_single_step_runs_alone_and_waits_for_nothing_that_is_missing(tmp_path: Path) -> None:
     steps = [note("a"), note("b", needs=("a",)), note("c")]
     assert run(steps, tmp_path, only={"b"}).left == ("b",)

@@ -82,6 +82,8 @@ def test_cases_without_a_proof_are_made_again(labelled: LabelledSet) -> None:
     assert not is_there(labelled, digest="other labels")
     write_plans(labelled, patch_size=[16, 16, 16])  # decides nothing about the data
     assert is_there(labelled)
+    write_plans(labelled, nnssl_mae={"initialisation": {"sha256": "of other weights"}})  # the arms share the data
+    assert is_there(labelled)
     write_plans(labelled, spacing=[2, 2, 2])
     assert not is_there(labelled)
 

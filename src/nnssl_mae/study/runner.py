@@ -7,6 +7,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ from nnssl_mae.study.waiting import Waiting
 _SECONDS_BETWEEN_LOOKS = 0.2
 _SECONDS_BETWEEN_LOOKS_AT_OTHERS = 2.0
 _SECONDS_BETWEEN_SIGNS = 30.0
+_OFTEN = 3  # a person removes a file once while a study runs
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class _Runner:
         self._began = time.time()
         self._running: dict[str, _Running] = {}
         self._failed: dict[str, str] = {}
+        self._times_made: Counter[str] = Counter()
         self._looked = -_SECONDS_BETWEEN_LOOKS_AT_OTHERS
         self._signed = time.monotonic()
         self._statuses: dict[str, Status] = {}
@@ -222,6 +225,10 @@ class _Runner:
         except UserError as error:
             self._finish(step, record, 1, str(error))
             return False
+        if self._times_made[step.name] >= _OFTEN:
+            again = f"{status.why}, although this run has made it {_OFTEN} times: another step takes it away"
+            self._finish(step, record, 1, again)
+            return False
         if reason:
             made = before.made if before is not None and before.key == record.key else None
             self._finish(step, replace(record, made=made or record.started), 0, reason)
@@ -314,6 +321,7 @@ class _Runner:
             self._failed[step.name] = note
             self._board.failed(step.name, note, self._state.log(step.name))
         else:
+            self._times_made[step.name] += 1
             self._board.ended(step.name, note or f"{duration(now - record.started)}")
 
     def _let_go(self, running: _Running) -> None:

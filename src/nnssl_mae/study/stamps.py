@@ -13,7 +13,7 @@ from typing import Any
 from nnssl_mae.downstream.preprocessed import FINGERPRINT, missing_cases
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import read_json, short_hash, write_json
-from nnssl_mae.plans import STOCK_PLANS
+from nnssl_mae.plans import PLANS_BLOCK, STOCK_PLANS
 from nnssl_mae.study.place import LabelledSet
 
 _NOT_OF_DATA = (
@@ -23,6 +23,7 @@ _NOT_OF_DATA = (
     "patch_size",
     "batch_dice",
     "median_image_size_in_voxels",
+    PLANS_BLOCK,  # how it is trained, and from which weights
 )
 _OF_ALL_DATA = ("image_reader_writer", "transpose_forward", "foreground_intensity_properties_per_channel")
 _REPLACE = "remove it, and the study makes it again"
