@@ -240,6 +240,34 @@ def test_another_pretraining_repeats_the_treatment_and_not_the_control(folders: 
     assert before["train_004_control_n1r0_s0"] != wider["train_004_control_n1r0_s0"]
 
 
+OTHER_VOLUMES = TWO_ARMS.replace("{dataset: 900,", "{dataset: 900, scans: [scans],").replace(
+    "    labelled", "      amaes: {recipe: amaes_resenc}\n    labelled"
+)
+
+
+def test_an_arm_whose_recipe_needs_other_volumes_learns_on_a_dataset_of_its_own(folders: Path) -> None:
+    (folders / "scans").mkdir()
+    (folders / "preprocessed" / "Dataset900_Scans").rename(folders / "preprocessed" / "Dataset900_StudyScans")
+    with pytest.raises(UserError, match=r"Arm amaes: .* other volumes than dataset 900 .*\(data\..*unlabelled: 901"):
+        plan(folders, OTHER_VOLUMES)
+    found = steps(folders, OTHER_VOLUMES.replace("amaes_resenc", "amaes_resenc, unlabelled: 901"))
+    assert {"prepare_900", "prepare_901"} <= found.keys()
+    assert found["prepare_901"].command[2:4] == ("-d", "901")
+    assert found["prepare_901"].aside[:2] == ("--recipe", "amaes_resenc")
+    assert found["prepare_901"].aside[-1] == found["prepare_900"].aside[-1], "of the same scans"
+    assert found["recipe_amaes_p7"].needs == ("prepare_901",) and found["recipe_mae_p7"].needs == ("prepare_900",)
+    assert said(found["pretrain_amaes_p7"]).startswith("[results/pretraining] nnUNetv2_train 901 ")
+
+
+@pytest.mark.parametrize("study", ["small", "reference"])
+def test_the_studies_in_the_documentation_can_be_planned(folders: Path, study: str) -> None:
+    """Every recipe loads, and each learns on volumes that fit it."""
+    for number, name in ((911, "StudyBrains"), (912, "StudyTuning")):
+        write_labelled(folders, number, name, cases=20, tests=2)
+    (folders / "scans").mkdir()
+    plan(folders, (Path(__file__).parents[2] / "docs" / "study" / f"{study}.yaml").read_text())
+
+
 def test_stock_budgets_are_those_of_the_installed_trainers() -> None:
     assert stock_trainer(5, 250) == "nnUNetTrainer_5epochs" and stock_trainer(1000, 250) == "nnUNetTrainer"
     assert stock_trainer(25, 50) == "nnUNetTrainer_5epochs"  # as many steps in other epochs
@@ -257,6 +285,8 @@ def test_stock_budgets_are_those_of_the_installed_trainers() -> None:
         (("epochs: 5", "epochs: 7"), "1750 steps, and stock nnU-Net has no trainer"),
         (("datasets: [4]", "datasets: [44]"), "There is no dataset 44"),
         (("dataset: 900", "dataset: 901"), "901 is not prepared"),
+        (("{recipe: smoke,", "{recipe: smoke, unlabelled: 4,"), "dataset 4 is labelled and pre-trained on"),
+        (("{stock:", "{unlabelled: 901, stock:"), "unlabelled is for an arm with a recipe"),
         (("recipe: smoke", "recipe: smoek"), "no recipe 'smoek', did you mean 'smoke'"),
         (("recipe: smoke", "checkpoint: weights.pth"), "no checkpoint .*weights.pth"),
         (("recipe: smoke", "recipe: smoke, checkpoint: x.pth"), "exactly one of"),

@@ -30,6 +30,9 @@ def pretrain(
     fold: Annotated[str, typer.Option("-f", "--fold", help="'all' or a number.")] = "all",
     device: Device = "cuda",
     resume: Annotated[bool, typer.Option("--c", help="Continue from the newest checkpoint.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Take a few steps, print what the whole run costs, keep nothing.")
+    ] = False,
 ) -> None:
     """Pre-train: as nnUNetv2_train does, with any recipe, and also under torchrun (several machines, gloo on CPU)."""
     from nnssl_mae.folders import find_dataset, nnunet_folder
@@ -57,6 +60,12 @@ def pretrain(
         return
     plans = PRETRAINING_PLANS if plans is None else plans
     check_prepared(folder, plans)
+    if dry_run:
+        from nnssl_mae.training.cost import pretraining_cost
+        from nnssl_mae.training.distributed import chosen_device
+
+        pretraining_cost(name, plans, chosen_device(device), Console())
+        return
     run(name, plans, fold if fold == "all" else int(fold), device, resume)
 
 

@@ -105,9 +105,10 @@ def replan(plans: Mapping[str, Any], recipe: Recipe, plans_name: str) -> dict[st
     configuration = dict(plans["configurations"][CONFIGURATION])
     before = parse_recipe(read_block(configuration, "pretrain", plans["plans_name"])["recipe"], source="in the plans")
     if before.data != recipe.data:
+        differences = data_differences(recipe, before)
         raise UserError(
-            f"The recipe '{recipe.name}' needs other volumes than the dataset holds ({_differences(recipe, before)}). "
-            "Prepare them under another dataset number, or take the dataset's values with --set"
+            f"The recipe '{recipe.name}' needs other volumes than the dataset holds ({differences}). Prepare "
+            "them under another dataset number, or take the dataset's values with --set"
         )
     if recipe.network.patch_size == "planner":
         if before.network.patch_size != "planner":
@@ -147,7 +148,8 @@ def write_plans_for(folder: Path, recipe: Recipe, plans_name: str | None) -> str
     return name
 
 
-def _differences(recipe: Recipe, before: Recipe) -> str:
+def data_differences(recipe: Recipe, before: Recipe) -> str:
+    """What the volumes of one recipe have that those of another, ``before``, have not; for a sentence."""
     wanted, held = recipe.data.model_dump(), before.data.model_dump()
     return ", ".join(
         f"data.{key} {shown(wanted[key])} instead of {shown(held[key])}" for key in wanted if wanted[key] != held[key]

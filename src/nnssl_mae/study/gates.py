@@ -186,17 +186,17 @@ def _enough_subjects(study: Study, cells: Sequence[_Cell]) -> Iterator[Gate]:
 
 def _overlap(study: Study) -> Iterator[Gate]:
     name = "no overlap between pre-training and labelled data"
-    if study.pretraining is not None and any(arm.recipe is not None for arm in study.arms.values()):
-        left_out = _left_out(study)
+    if study.unlabelled:
         tuning = [] if study.tuning is None else [study.tuning.dataset]
-        missing = [number for number in (*study.datasets, *tuning) if number not in left_out]
-        if missing:
-            numbers = ", ".join(map(str, missing))
-            yield Gate(name, False, f"was not checked for dataset {numbers} (nnssl-mae prepare --exclude-dataset)")
-        else:
-            yield Gate(
-                name, True, f"dataset {study.pretraining.dataset} was prepared without scans of the labelled ones"
-            )
+        for unlabelled in study.unlabelled:
+            left_out = _left_out(unlabelled)
+            missing = [number for number in (*study.datasets, *tuning) if number not in left_out]
+            if missing:
+                numbers = ", ".join(map(str, missing))
+                sentence = f"dataset {unlabelled} was not checked for dataset {numbers}"
+                yield Gate(name, False, f"{sentence} (nnssl-mae prepare --exclude-dataset)")
+            else:
+                yield Gate(name, True, f"dataset {unlabelled} was prepared without scans of the labelled ones")
         for number, folder in _elsewhere(study):
             yield Gate(name, None, f"test images of dataset {number} in {folder} are in no dataset that was left out")
     for arm, made in study.arms.items():
@@ -215,9 +215,8 @@ def _elsewhere(study: Study) -> Iterator[tuple[int, str]]:
             yield number, test.images
 
 
-def _left_out(study: Study) -> list[int]:
-    assert study.pretraining is not None
-    for dataset in datasets_with_number(study.pretraining.dataset):
+def _left_out(unlabelled: int) -> list[int]:
+    for dataset in datasets_with_number(unlabelled):
         file = nnunet_folder("nnUNet_preprocessed") / dataset / "request.json"
         if file.is_file():
             return [int(number) for number in read_json(file, "prepare it again").get("exclude_datasets", [])]

@@ -70,6 +70,9 @@ class Arm(FrozenRecipe):
     """Other values of the fine-tuning recipe."""
     pretraining: dict[str, Any] = {}  # noqa: RUF012
     """Values of the pre-training recipe, for this arm only."""
+    unlabelled: int | None = Field(None, ge=1, le=999)
+    """Number of the dataset on which this arm learns, in place of ``pretraining.dataset``: for a recipe that needs
+    other volumes of the same scans, as AMAES, which scales intensities to 0..1."""
     adapt: AdaptOptions = AdaptOptions()
     """Options of ``nnssl-mae adapt``; a control takes those of its arm."""
 
@@ -77,6 +80,10 @@ class Arm(FrozenRecipe):
     def kind(self) -> str:
         """``stock``, ``scratch``, ``recipe`` or ``checkpoint``."""
         return next(name for name in KINDS if getattr(self, name) is not None)
+
+    def learns_on(self, pretraining: Pretraining) -> int:
+        """Number of the dataset of its pre-training."""
+        return pretraining.dataset if self.unlabelled is None else self.unlabelled
 
 
 KINDS = ("stock", "scratch", "recipe", "checkpoint")
@@ -196,6 +203,14 @@ class Study(FrozenRecipe):
     """Further arguments of ``nnssl-mae compare``, one word each."""
     slurm: Slurm = Slurm()
     """For ``--slurm``."""
+
+    @property
+    def unlabelled(self) -> tuple[int, ...]:
+        """Numbers of the datasets on which arms learn, in order."""
+        if self.pretraining is None:
+            return ()
+        numbers = [arm.learns_on(self.pretraining) for arm in self.arms.values() if arm.recipe is not None]
+        return tuple(dict.fromkeys(numbers))
 
     @property
     def steps(self) -> int:

@@ -14,6 +14,7 @@ from nnssl_mae.plans import CONFIGURATION, PRETRAINING_PLANS
 from nnssl_mae.recipes.pretraining import Recipe
 from nnssl_mae.recipes.reading import load_recipe, shipped_recipes
 from nnssl_mae.recipes.words import shown
+from nnssl_mae.scans.planning import data_differences
 from nnssl_mae.study.contents import Contents, sizes_below
 from nnssl_mae.study.model import Arm, Pretraining, Study
 from nnssl_mae.study.place import PRETRAIN_TRAINER, PRETRAINING_RESULTS, checkpoint_digest, data_folder, model_folder
@@ -84,14 +85,16 @@ class Origins:
             return self._pretrained_already[key]
         # `pretrain` refuses to replace plans, so those of a changed recipe get another name.
         plans = f"{study.name}_{name}_p{seed}_{short_hash(content, 6)}"
-        dataset, prepared = self._prepared(pretraining)
+        number = arm.learns_on(pretraining)
+        dataset, prepared = self._prepared(pretraining, number)
+        if prepared:
+            self._refuse_other_volumes(name, recipe, pretraining, number)
         sets = tuple(part for change in changes for part in ("--set", change))
-        number = str(pretraining.dataset)
         planned = self._add(
             Step(
                 f"recipe_{name}_p{seed}",
                 "recipe",
-                ("nnssl-mae", "pretrain", "-d", number, *sets, "-p", plans, "--plan-only"),
+                ("nnssl-mae", "pretrain", "-d", str(number), *sets, "-p", plans, "--plan-only"),
                 aside=("--recipe", word),  # its content is in the inputs
                 needs=prepared,
                 makes=(data_folder("nnUNet_preprocessed") / dataset / f"{plans}.json",),
@@ -102,7 +105,7 @@ class Origins:
         )
         folder = model_folder(PRETRAINING_RESULTS, dataset, PRETRAIN_TRAINER, plans, CONFIGURATION)
         fold = folder / f"fold_{pretraining.fold}"
-        command = ("nnUNetv2_train", number, CONFIGURATION, str(pretraining.fold), "-tr", PRETRAIN_TRAINER)
+        command = ("nnUNetv2_train", str(number), CONFIGURATION, str(pretraining.fold), "-tr", PRETRAIN_TRAINER)
         trained = self._add(
             Step(
                 f"pretrain_{name}_p{seed}",
@@ -127,43 +130,58 @@ class Origins:
         self._pretrained_already[key] = origin
         return origin
 
-    def _prepared(self, pretraining: Pretraining) -> tuple[str, tuple[str, ...]]:
-        """Name of the unlabelled dataset, and the step that prepares it if the study names scans."""
-        names = datasets_with_number(pretraining.dataset)
+    def _prepared(self, pretraining: Pretraining, number: int) -> tuple[str, tuple[str, ...]]:
+        """Name of an unlabelled dataset, and the step that prepares it if the study names scans."""
+        names = datasets_with_number(number)
         if not pretraining.scans:
             plans = [
                 n for n in names if (data_folder("nnUNet_preprocessed") / n / f"{PRETRAINING_PLANS}.json").is_file()
             ]
             if not plans:
                 raise UserError(
-                    f"pretraining.dataset {pretraining.dataset} is not prepared; run `nnssl-mae prepare` first, or "
+                    f"The unlabelled dataset {number} is not prepared; run `nnssl-mae prepare` first, or "
                     "name its scans in pretraining.scans"
                 )
             return plans[0], ()
-        dataset = f"Dataset{pretraining.dataset:03d}_{pretraining.name}"
+        dataset = f"Dataset{number:03d}_{pretraining.name}"
         if names and names != [dataset]:
             raise UserError(
-                f"Number {pretraining.dataset} belongs to {names[0]}, not to {dataset}; set pretraining.name or take "
-                "another number"
+                f"Number {number} belongs to {names[0]}, not to {dataset}; set pretraining.name or take another number"
             )
-        return dataset, (self._prepare(pretraining, dataset),)
+        return dataset, (self._prepare(pretraining, number, dataset),)
 
-    def _prepare(self, pretraining: Pretraining, dataset: str) -> str:
-        first = next(arm for arm in self._study.arms.values() if arm.recipe is not None)
-        recipe = recipe_word(pretraining.recipe or first.recipe or "", self._folder)
+    def _prepares_with(self, pretraining: Pretraining, number: int) -> tuple[str, tuple[str, ...]]:
+        """Recipe, as ``prepare`` takes it, and what to change of it: those of the first arm on the dataset."""
+        own = pretraining.recipe if number == pretraining.dataset else None
+        arms = [arm for arm in self._study.arms.values() if arm.recipe is not None]
+        first = next(arm for arm in arms if arm.learns_on(pretraining) == number)
+        changes = assignments({**pretraining.set, **(first.pretraining if own is None else {})})
+        sets = tuple(change for change in changes if change.startswith("data."))  # the rest decides no volume
+        return recipe_word(own or first.recipe or "", self._folder), sets
+
+    def _refuse_other_volumes(self, name: str, recipe: Recipe, pretraining: Pretraining, number: int) -> None:
+        """Before hours of other work: ``pretrain`` would refuse it."""
+        prepared = load_recipe(*self._prepares_with(pretraining, number))
+        if recipe.data != prepared.data:
+            raise UserError(
+                f"Arm {name}: its recipe '{recipe.name}' needs other volumes than dataset {number} will hold "
+                f"({data_differences(recipe, prepared)}). Give the arm a dataset of its own, such as unlabelled: "
+                f"{number + 1}; it is made from the same scans"
+            )
+
+    def _prepare(self, pretraining: Pretraining, number: int, dataset: str) -> str:
+        recipe, sets = self._prepares_with(pretraining, number)
         scans = [(self._folder / path).resolve() for path in pretraining.scans]
         for path in scans:
             if not path.exists():
                 raise UserError(f"pretraining.scans: there is no {path}; paths are relative to the study file")
-        changes = assignments({**pretraining.set, **(first.pretraining if pretraining.recipe is None else {})})
-        sets = tuple(change for change in changes if change.startswith("data."))  # the rest decides no volume
         words = [part for change in sets for part in ("--set", change)]
         if pretraining.exclude_datasets:
-            words += [part for number in self.labelled_numbers() for part in ("--exclude-dataset", str(number))]
-        command = ("nnssl-mae", "prepare", "-d", str(pretraining.dataset), "-n", pretraining.name)
+            words += [part for other in self.labelled_numbers() for part in ("--exclude-dataset", str(other))]
+        command = ("nnssl-mae", "prepare", "-d", str(number), "-n", pretraining.name)
         return self._add(
             Step(
-                f"prepare_{pretraining.dataset:03d}",
+                f"prepare_{number:03d}",
                 "prepare",
                 (*command, *words, *pretraining.prepare),
                 aside=("--recipe", recipe, "-np", str(self._study.processes), *map(str, scans)),

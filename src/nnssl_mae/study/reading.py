@@ -125,8 +125,9 @@ def _wrong_arm(study: Study, arm: Arm) -> list[str]:
             return [f"a control takes the adapt options of '{arm.scratch}'; leave adapt out"]
     if arm.recipe is not None and study.pretraining is None:
         return ["a recipe needs the section pretraining, with the number of the dataset of unlabelled scans"]
-    if arm.pretraining and arm.recipe is None:
-        return ["pretraining changes a recipe, and this arm has none; leave it out"]
+    for key in ("pretraining", "unlabelled"):
+        if getattr(arm, key) and arm.recipe is None:
+            return [f"{key} is for an arm with a recipe, and this one has none; leave it out"]
     if arm.stock is not None:
         if arm.schedule or arm.peak_learning_rate or arm.set or arm.adapt != type(arm.adapt)():
             return ["stock nnU-Net has its own schedule and plan; leave schedule, peak_learning_rate, set, adapt out"]
@@ -164,6 +165,9 @@ def _wrong_parts(study: Study) -> list[str]:
         problems.append(
             f"tuning.dataset {study.tuning.dataset} is one of the compared datasets; rates must be chosen on another"
         )
+    tuning = [] if study.tuning is None else [study.tuning.dataset]
+    if doubles := [number for number in study.unlabelled if number in (*study.datasets, *tuning)]:
+        problems.append(f"dataset {doubles[0]} is labelled and pre-trained on; take another number for one of them")
     if isinstance(study.test, Mapping) and (missing := [n for n in study.datasets if n not in study.test]):
         problems.append(f"test names no images for dataset {missing[0]}; add it, or write test: validation")
     return problems

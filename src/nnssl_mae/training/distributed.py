@@ -33,7 +33,7 @@ def pretrain(dataset: str, plans_name: str, fold: int | str, device_name: str, r
     resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     if rank > 0:
         os.environ["nnUNet_wandb_enabled"] = "0"
-    device = _device(device_name, local_rank, world_size)
+    device = chosen_device(device_name, local_rank, world_size)
 
     trainer = get_trainer_from_args(dataset, CONFIGURATION, fold, nnUNetTrainerMAE.__name__, plans_name, resume, device)
     if world_size > 1:
@@ -57,7 +57,12 @@ def check_device(name: str) -> None:
         raise UserError("There is no CUDA GPU here; pass --device cpu, or run `nnssl-mae doctor`")
 
 
-def _device(name: str, local_rank: int, world_size: int) -> torch.device:
+def chosen_device(name: str, local_rank: int = 0, world_size: int = 1) -> torch.device:
+    """The device of one of several processes on this machine, set up as nnU-Net does.
+
+    Raises:
+        UserError: see :func:`check_device`.
+    """
     check_device(name)
     if name == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world_size))
