@@ -42,6 +42,11 @@ class Timing:
         return statistics.median(self.cpu)
 
     @property
+    def quartiles(self) -> tuple[float, float]:
+        """Between which the middle half of the wall-clock seconds lies."""
+        return middle_half(self.wall)
+
+    @property
     def per_hour(self) -> float:
         """How often the work fits into an hour."""
         return 3600 / self.median
@@ -52,33 +57,71 @@ class Timing:
         return f"{seconds(self.median)} ({seconds(min(self.wall))} to {seconds(max(self.wall))})"
 
 
+def middle_half(numbers: Sequence[float]) -> tuple[float, float]:
+    """First and third quartile; of a single number, the number itself."""
+    if len(numbers) == 1:
+        return numbers[0], numbers[0]
+    low, _, high = statistics.quantiles(numbers, n=4, method="inclusive")
+    return low, high
+
+
 def seconds(number: float) -> str:
     """``3.20 s`` or ``41.3 ms``."""
     return f"{number:.2f} s" if number >= 1 else f"{1000 * number:.1f} ms"
 
 
-def alternately(works: Mapping[str, Callable[[], object]], repeats: int, warm_up: bool = True) -> dict[str, Timing]:
+def alternately(
+    works: Mapping[str, Callable[[], object]],
+    repeats: int,
+    warm_up: bool = True,
+    *,
+    settle: Callable[[], object] | None = None,
+    announce: Callable[[int, str], object] | None = None,
+    survivable: tuple[type[Exception], ...] = (),
+    lost: Callable[[str, Exception], object] | None = None,
+) -> dict[str, Timing]:
     """Runs each piece of work ``repeats`` times, taking turns, so that a slow minute of the machine hits all of them.
 
     Args:
         works: what to time, by name; results are dropped.
         repeats: at least 1.
         warm_up: run each once before, untimed: imports, caches and the disk's read cache belong to no run.
+        settle: called before each reading of the clock; waits for a device that works on its own.
+        announce: told the number of the round, from 1, and the name of the work before each timed run.
+        survivable: errors that take a work out, while the others go on; it is then missing in the result.
+        lost: told the name and the error of such a work.
     """
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}; at least 1 run is needed")
+    left = dict(works)
     if warm_up:
         for work in works.values():
             work()
-    wall: dict[str, list[float]] = {name: [] for name in works}
-    cpu: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(repeats):
-        for name, work in works.items():
-            start, start_cpu = perf_counter(), process_time()
-            work()
-            wall[name].append(perf_counter() - start)
-            cpu[name].append(process_time() - start_cpu)
-    return {name: Timing(tuple(wall[name]), tuple(cpu[name])) for name in works}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
+    for number in range(1, repeats + 1):
+        for name, work in list(left.items()):
+            if announce is not None:
+                announce(number, name)
+            try:
+                times[name].append(_timed(work, settle or _nothing))
+            except survivable as error:
+                del left[name]
+                if lost is not None:
+                    lost(name, error)
+    return {name: Timing(*zip(*times[name], strict=True)) for name in left}
+
+
+def _timed(work: Callable[[], object], settle: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of one run, by the clock on the wall and of the processor."""
+    settle()
+    start, start_cpu = perf_counter(), process_time()
+    work()
+    settle()
+    return perf_counter() - start, process_time() - start_cpu
+
+
+def _nothing() -> None:
+    pass
 
 
 @contextlib.contextmanager
@@ -108,12 +151,18 @@ def _pinned() -> Iterator[None]:
 
 def environment() -> str:
     """Machine, versions and date in one line, to stand beside numbers."""
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES)
+    packages = ", ".join(f"{name} {number}" for name, number in versions().items())
     day = datetime.now(timezone.utc).date().isoformat()
-    return f"{_processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}; {day}"
+    return f"{processor()}, {os.cpu_count()} cores; Python {platform.python_version()}, {packages}; {day}"
 
 
-def _processor() -> str:
+def versions() -> dict[str, str]:
+    """Of the packages that decide about speed, by name."""
+    return {name: metadata.version(name) for name in _PACKAGES}
+
+
+def processor() -> str:
+    """What the processor is called."""
     listing = Path("/proc/cpuinfo")
     if listing.is_file():
         for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():

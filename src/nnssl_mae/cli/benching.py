@@ -48,3 +48,43 @@ def startup(
     from nnssl_mae.bench.startup import bench_startup
 
     bench_startup(Console(), cases)
+
+
+@bench_app.command()
+def step(
+    recipe: Annotated[
+        list[str] | None, typer.Option(help="A recipe; may be given several times. Default mae and s3d.")
+    ] = None,
+    patch: Annotated[
+        int | None, typer.Option(help="Edge of the patch in voxels; default that of the recipe, 48 if small.", min=16)
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Patches a step; may be given several times. Default 2.", min=1)
+    ] = None,
+    amp: Annotated[
+        list[str] | None,
+        typer.Option(help="fp32, fp16 or bf16; may be given several times. Default fp16 on a GPU, fp32 on a CPU."),
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Time networks compiled by torch.compile, too.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="cuda or cpu; default the GPU if there is one.")] = None,
+    repeats: Annotated[int, typer.Option(help="Timed steps of each variant, in turn.", min=1)] = 10,
+    features: Annotated[
+        int | None, typer.Option(help="Channels of the first stage; default that of the recipe, 8 if small.", min=1)
+    ] = None,
+    small: Annotated[
+        bool | None,
+        typer.Option(
+            "--small/--whole", help="Four stages of one block, or the recipe's network; default small on a CPU."
+        ),
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="File for all numbers.")] = None,
+) -> None:
+    """The training step: milliseconds, memory, and how near it comes to what the device can do."""
+    from nnssl_mae.bench.step import StepOptions, bench_step
+
+    options = StepOptions(
+        recipe or ("mae", "s3d"), patch, batch or (2,), amp or (), compiled, device, repeats, features, small, json
+    )
+    bench_step(Console(), options)
