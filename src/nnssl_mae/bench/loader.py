@@ -13,32 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from batchgenerators.utilities.file_and_folder_operations import write_pickle
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
-from numpy.typing import NDArray
 from rich.console import Console
 
 from nnssl_mae.bench.measuring import Timing, alternately, environment, one_core, print_table
-from nnssl_mae.brains.anatomy import load_anatomy
-from nnssl_mae.masking import block_edges
+from nnssl_mae.bench.volumes import VOLUMES, patch_settings, write_volumes
 from nnssl_mae.patches.index import CaseIndex
-from nnssl_mae.patches.loader import PatchSettings, TrainingBatches
+from nnssl_mae.patches.loader import TrainingBatches
 from nnssl_mae.recipes.pretraining import AugmentationRecipe, MaskingRecipe
-from nnssl_mae.scans.cases import CaseRow, write_cases
-from nnssl_mae.scans.storage import ENDING, write_volume
 
-_VOLUMES = 4
 _BATCH = 2  # patches a step, as nnU-Net's plans for large patches
-_NOISE = 0.03  # of the brightest voxel; in the air too, as in scans whose skull was not removed
 _MIRROR_ONLY = AugmentationRecipe(rotation_probability=0, scale_probability=0)
 _TURN = (-np.pi / 6, np.pi / 6)  # nnU-Net's angles and zoom for 3D patches
 _ZOOM = (0.85, 1.25)
-_LOCATIONS = 10_000  # of a label, that nnU-Net keeps with a case
 
 STOCK_TRAINING = "stock nnU-Net, its training augmentation"
 STOCK_MIRROR = "stock nnU-Net, crop + mirror"
@@ -87,7 +79,7 @@ def bench_loader(
     with contextlib.ExitStack() as stack:
         root = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stock, ours = root / "stock", root / "ours"
-        _write_volumes(stock, ours, patch, resolution)
+        write_volumes(stock, ours, patch, resolution)
         loaders = {
             STOCK_TRAINING: _stock_training(stock, patch),
             STOCK_MIRROR: _stock_mirror(stock, patch),
@@ -105,37 +97,6 @@ def bench_loader(
 def _load(load: Callable[[], object], batches: int) -> None:
     for _ in range(batches):
         load()
-
-
-def _write_volumes(stock: Path, ours: Path, patch: tuple[int, int, int], resolution: int) -> None:
-    """The same brains in the format of each: what the trainer of each would find after preprocessing."""
-    anatomy = load_anatomy(resolution)
-    labels = np.ascontiguousarray(anatomy.labels.T, dtype=np.int16)[None]
-    for folder in (stock, ours):
-        folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for number in range(_VOLUMES):
-        rng = np.random.default_rng(number)
-        image = anatomy.t1.T + rng.normal(0, _NOISE, anatomy.t1.T.shape)
-        volume = ((image - image.mean()) / image.std()).astype(np.float32)[None]
-        name = f"brain_{number}"
-        _write_stock(stock / name, volume, labels, patch)
-        write_volume(ours / f"{name}{ENDING}", volume, patch)
-        low, high = np.percentile(volume, (0.5, 99.5))
-        size = (ours / f"{name}{ENDING}").stat().st_size
-        rows.append(CaseRow(name, name, "", volume.shape[1:], float(low), float(high), b"", "bench", "", size))
-    write_cases(ours, rows)
-
-
-def _write_stock(path: Path, volume: NDArray[np.float32], labels: NDArray[np.int16], patch: tuple[int, ...]) -> None:
-    """One case with labels as nnU-Net's preprocessor stores it."""
-    blocks, chunks = comp_blosc2_params(volume.shape, patch, volume.itemsize)
-    label_blocks, label_chunks = comp_blosc2_params(labels.shape, patch, labels.itemsize)
-    rng = np.random.default_rng(0)
-    where = {label: rng.permutation(np.argwhere(labels == label))[:_LOCATIONS] for label in (1, 2, 3)}
-    properties = {"class_locations": where}
-    nnUNetDatasetBlosc2.save_case(volume, labels, properties, str(path), chunks, blocks, label_chunks, label_blocks)
-    write_pickle(properties, f"{path}.pkl")
 
 
 def _stock_training(folder: Path, patch: tuple[int, int, int]) -> Callable[[], Any]:
@@ -159,17 +120,14 @@ def _stock_loader(
 
 
 def _ours(folder: Path, patch: tuple[int, int, int], augmentation: AugmentationRecipe) -> Callable[[], Any]:
-    masking = MaskingRecipe()
-    edges = block_edges(patch, masking.block_size)
-    grid = tuple(size // edge for size, edge in zip(patch, edges, strict=True))
-    settings = PatchSettings(patch, grid, masking, respect_exclusion=True, seed=0)
+    settings = patch_settings(patch, MaskingRecipe())
     batches = TrainingBatches(CaseIndex(folder), settings, augmentation, _BATCH)
     steps: Iterator[int] = count()
     return lambda: batches[0, next(steps)]
 
 
 def _megabytes(folder: Path) -> float:
-    return sum(path.stat().st_size for path in folder.iterdir()) / _VOLUMES / 1e6
+    return sum(path.stat().st_size for path in folder.iterdir()) / VOLUMES / 1e6
 
 
 def _print(console: Console, results: dict[str, LoaderResult], patch: tuple[int, ...]) -> None:

@@ -12,6 +12,8 @@ import torch
 from nnssl_mae.bench.step_setting import StepSetting
 from nnssl_mae.networks.pretraining import pretraining_network
 from nnssl_mae.patches.faults import DamagedCases
+from nnssl_mae.patches.loader import Batch
+from nnssl_mae.patches.on_device_batching import DeviceAugmentation
 from nnssl_mae.training.mae_trainer import nnUNetTrainerMAE
 
 _BATCHES = 4  # different masks, drawn beforehand as loader processes do
@@ -41,6 +43,7 @@ class OwnStep(nnUNetTrainerMAE):
         scaled = setting.device.type == "cuda" and recipe.optimiser.precision == "fp16"
         self.grad_scaler = torch.amp.GradScaler("cuda") if scaled else None
         self._damaged = DamagedCases(print)
+        self._augment = DeviceAugmentation(recipe.augmentation, setting.patch)
         self._losses: list[torch.Tensor] = []
         rng, volumes = np.random.default_rng(recipe.seed), setting.volumes()
         self._batches: Iterator[dict[str, torch.Tensor]] = cycle(
@@ -49,8 +52,12 @@ class OwnStep(nnUNetTrainerMAE):
 
     def __call__(self) -> object:
         """One step; the loss stays on the device."""
+        return self.train(next(self._batches))
+
+    def train(self, batch: Batch) -> object:
+        """One step on a batch that lies in memory of the host."""
         self._losses.clear()  # no epoch ends here
-        return self.train_step(next(self._batches))["loss"]
+        return self.train_step(batch)["loss"]
 
     def _should_stop(self) -> bool:
         """Nobody asks this to save itself."""

@@ -88,3 +88,35 @@ def step(
         recipe or ("mae", "s3d"), patch, batch or (2,), amp or (), compiled, device, repeats, features, small, json
     )
     bench_step(Console(), options)
+
+
+@bench_app.command()
+def augment(
+    recipe: Annotated[
+        list[str] | None, typer.Option(help="A recipe; may be given several times. Default mae and amaes.")
+    ] = None,
+    patch: Annotated[int, typer.Option(help="Edge of the patch in voxels.", min=16)] = 96,
+    device: Annotated[str | None, typer.Option(help="cuda or cpu; default the GPU if there is one.")] = None,
+    repeats: Repeats = 3,
+) -> None:
+    """Augmentation: what a loader process does for a patch, on the CPU and where the device augments."""
+    from nnssl_mae.bench.augment import bench_augment
+
+    bench_augment(Console(), tuple(recipe or ("mae", "amaes")), (patch,) * 3, device, repeats)
+
+
+@bench_app.command("end-to-end")
+def end_to_end(
+    recipe: Annotated[str, typer.Option(help="A recipe.")] = "mae",
+    patch: Annotated[
+        int | None, typer.Option(help="Edge of the patch in voxels; default the recipe's, 48 on a CPU.", min=16)
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Patches a step.", min=1)] = 2,
+    workers: Annotated[int, typer.Option(help="Loader processes.", min=0)] = 4,
+    device: Annotated[str | None, typer.Option(help="cuda or cpu; default the GPU if there is one.")] = None,
+    repeats: Repeats = 5,
+) -> None:
+    """Loader and step together against the step alone: whether the device waits for patches."""
+    from nnssl_mae.bench.end_to_end import bench_end_to_end
+
+    bench_end_to_end(Console(), recipe, patch, batch, workers, device, repeats)
