@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +99,56 @@ def test_pretraining_killed_again_and_again_gives_the_same_weights(tmp_path: Pat
         for shell in (whole, broken)
     )
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_ten_minutes_of_training_leak_nothing(tmp_path: Path) -> None:
+    """Memory of all its processes, open files and the number of processes are at the end what they were."""
+    folder = tmp_path / "long"
+    folder.mkdir()
+    write_unlabelled(folder / "scans", count=8)
+    endless = {**TINY_RECIPE["schedule"], "epochs": 100_000, "iterations": 20, "preview_every": 20}  # type: ignore[dict-item]
+    (folder / "tiny.yaml").write_text(yaml.safe_dump({**TINY_RECIPE, "schedule": endless}))
+    shell = Shell(folder)
+    shell.environment["nnUNet_n_proc_DA"] = "2"
+    shell(*prepare(shell))
+    process = shell.start(*_TRAIN)
+    used: list[tuple[int, int, int]] = []
+    began = time.monotonic()
+    with (folder / "output.txt").open("w") as output:  # a full pipe would stop it
+        threading.Thread(target=lambda: output.writelines(process.stdout or ()), daemon=True).start()
+        while time.monotonic() - began < 600:
+            time.sleep(5)
+            assert process.poll() is None, (folder / "output.txt").read_text()[-2000:]
+            if time.monotonic() - began > 120:
+                used.append(resources(process.pid))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    third = len(used) // 3
+    early, late = (np.median(np.array(part), axis=0) for part in (used[:third], used[-third:]))
+    assert late[0] < 1.05 * early[0], f"memory grew from {early[0]} to {late[0]} kB"
+    assert late[1] <= early[1] + 2, f"open files grew from {early[1]} to {late[1]}"
+    assert late[2] == early[2], f"processes grew from {early[2]} to {late[2]}"
+
+
+def resources(parent: int) -> tuple[int, int, int]:
+    """kB of memory of its own, open files, and number of processes, of a process and all below it."""
+    children: dict[int, list[int]] = {}
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+            children.setdefault(int(lines["PPid"]), []).append(int(status.parent.name))
+    family = [parent]
+    for one in family:
+        family += children.get(one, [])
+    memory = files = 0
+    for one in family:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            lines = dict(
+                line.split(":", 1) for line in Path(f"/proc/{one}/status").read_text().splitlines() if ":" in line
+            )
+            memory += int(lines["RssAnon"].split()[0])
+            files += len(list(Path(f"/proc/{one}/fd").iterdir()))
+    return memory, files, len(family)
 
 
 def test_stock_trainer_with_pretrained_weights(tmp_path: Path) -> None:
