@@ -6,7 +6,7 @@
 #
 # Three minutes before its time limit, or when it is pre-empted, the run saves the step at work; it is queued again and goes
 # on there. A step that fails for another reason ends the job: look at its log, then submit the same command again.
-# For one GPU, or the GPUs of one machine, nnUNetv2_train with -num_gpus in a job with --signal=TERM@180 does as well.
+# For one GPU, nnUNetv2_train in a job with --signal=TERM@180 does as well (-num_gpus ends at once: take this script).
 #SBATCH --job-name=nnssl-pretrain
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=32

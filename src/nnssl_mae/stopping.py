@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import signal
 import threading
 from collections import deque
@@ -39,7 +40,9 @@ class StopSignal:
         if threading.current_thread() is not threading.main_thread():  # Python gives signals to the main thread only
             yield
             return
-        before = {number: signal.signal(number, self._remember) for number in STOPPING}
+        # nnU-Net's start of several GPUs does not hear the signal; its end sends this one to the processes it started.
+        started = (signal.SIGINT,) if multiprocessing.parent_process() is not None else ()
+        before = {number: signal.signal(number, self._remember) for number in (*STOPPING, *started)}
         try:
             yield
         finally:

@@ -119,6 +119,22 @@ def test_signals_are_heard_inside_only() -> None:
     assert [signal.getsignal(number) for number in STOPPING] == before
 
 
+def hear(folder: Path) -> None:
+    """A process that another one started, as nnU-Net starts one for each GPU."""
+    stop = StopSignal()
+    with stop.heard():
+        os.kill(os.getpid(), signal.SIGINT)
+        (folder / "heard.txt").write_text(str(stop.name))
+
+
+def test_the_end_of_nnunets_launcher_stops_its_processes_after_their_step(tmp_path: Path) -> None:
+    """torch sends SIGINT to processes whose starter has died."""
+    process = multiprocessing.get_context("spawn").Process(target=hear, args=(tmp_path,))
+    process.start()
+    process.join(SECONDS)
+    assert (tmp_path / "heard.txt").read_text() == "SIGINT"
+
+
 def agree(rank: int, folder: Path) -> None:
     """One of two processes, of which the second is told in its third step; notes the step at which each stops."""
     dist.init_process_group("gloo", f"file://{folder / 'meeting'}", rank=rank, world_size=2)
