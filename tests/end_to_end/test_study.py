@@ -27,7 +27,7 @@ STUDY = {
     "datasets": [4],
     "pretraining": {"dataset": 900, "scans": ["scans"], "seeds": [0, 1], "set": SMALL},
     "arms": {
-        "stock": {"stock": {"planner": "nnUNetPlannerResEncM", "gpu_memory": 0.1}},
+        "stock": {"stock": {"planner": "nnUNetPlannerResEncM", "gpu_memory": 0.01}},
         "scratch": {"scratch": "mae"},
         "mae": {"recipe": "mae"},
     },
