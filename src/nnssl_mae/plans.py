@@ -115,6 +115,20 @@ def read_block(configuration: Mapping[str, Any], kind: str, plans_name: str) -> 
     return block
 
 
+def layer_arguments() -> dict[str, Any]:
+    """Convolution, norm and activation of nnU-Net's 3D networks, as its planner writes them."""
+    return {
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+
+
 def network_configuration(
     architecture: Mapping[str, Any], network: NetworkRecipe, spacing: Sequence[float], block_size: int
 ) -> dict[str, Any]:

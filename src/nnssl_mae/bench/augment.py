@@ -16,6 +16,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from rich.console import Console
 
+from nnssl_mae.bench.ceilings import settled
 from nnssl_mae.bench.measuring import Timing, alternately, environment, one_core, print_table
 from nnssl_mae.bench.volumes import patch_settings, write_volumes
 from nnssl_mae.evaluation.inputs import chosen_device
@@ -100,8 +101,7 @@ def _works(
         batch = loaders[1][0, next(steps[2])]
         moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
         augment(moved)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        settled(device)
 
     return {
         on_cpu(recipe): lambda: loaders[0][0, next(steps[0])],

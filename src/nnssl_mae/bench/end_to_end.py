@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 
 import torch
 from rich.console import Console
 
-from nnssl_mae.bench.measuring import environment, print_table
+from nnssl_mae.bench.ceilings import settled
+from nnssl_mae.bench.measuring import alternately, environment, print_table
 from nnssl_mae.bench.own_step import OwnStep
 from nnssl_mae.bench.step_setting import StepSetting, setting_of, sized
 from nnssl_mae.bench.volumes import patch_settings, write_volumes
@@ -104,26 +103,19 @@ def _measured(setting: StepSetting, stream: BatchStream, rounds: int, steps: int
     for batch in kept:
         step.train(batch)
 
-    def alone(number: int) -> None:
-        step.train(kept[number % len(kept)])
+    def alone() -> None:
+        for number in range(steps):
+            step.train(kept[number % len(kept)])
 
-    def together(_: int) -> None:
-        step.train(next(stream))
+    def together() -> None:
+        for _ in range(steps):
+            step.train(next(stream))
 
-    found: dict[str, list[float]] = {"alone": [], "together": []}
-    for _ in range(rounds):
-        for name, work in (("alone", alone), ("together", together)):
-            found[name].append(_seconds_a_step(work, steps, setting.device))
-    return Share(tuple(found["alone"]), tuple(found["together"]))
-
-
-def _seconds_a_step(work: Callable[[int], None], steps: int, device: torch.device) -> float:
-    start = perf_counter()
-    for number in range(steps):
-        work(number)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (perf_counter() - start) / steps
+    timings = alternately(
+        {"alone": alone, "together": together}, rounds, warm_up=False, settle=lambda: settled(setting.device)
+    )
+    each = {name: tuple(seconds / steps for seconds in timing.wall) for name, timing in timings.items()}
+    return Share(each["alone"], each["together"])
 
 
 def _print(console: Console, share: Share, setting: StepSetting, workers: int) -> None:

@@ -11,24 +11,14 @@ import torch
 
 from nnssl_mae.errors import UserError
 from nnssl_mae.masking import block_edges, sample_hidden
-from nnssl_mae.plans import network_configuration
+from nnssl_mae.plans import layer_arguments, network_configuration
 from nnssl_mae.recipes.pretraining import Recipe
 from nnssl_mae.recipes.reading import override
 
 SMALL_PATCH = 48
 _SMALL = {"network.max_stages": 4, "network.blocks_per_stage": (1,)}
 _FEWEST_BLOCKS = 3  # along an edge of the patch; with two, every block would be at a corner
-_LAYERS = {
-    "conv_op": "torch.nn.modules.conv.Conv3d",
-    "conv_bias": True,
-    "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-    "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-    "dropout_op": None,
-    "dropout_op_kwargs": None,
-    "nonlin": "torch.nn.LeakyReLU",
-    "nonlin_kwargs": {"inplace": True},
-}
-_PLANNED = {"arch_kwargs": _LAYERS, "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"]}
+_PLANNED = {"arch_kwargs": layer_arguments(), "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"]}
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from nnssl_mae.checkpoints.names import has_skips, under_one_name, with_aliases
 from nnssl_mae.checkpoints.nnssl_s3d import s3d_parts
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import sha256
+from nnssl_mae.plans import layer_arguments
 from nnssl_mae.recipes.pretraining import MaskingRecipe, NetworkRecipe
 
 _NETWORKS = ("ResEncL", "NoSkipResEncL", "ResidualEncoderUNet", "PlainConvUNet")
@@ -41,18 +42,11 @@ def resenc_l() -> dict[str, Any]:
     return {
         "n_stages": 6,
         "features_per_stage": [32, 64, 128, 256, 320, 320],
-        "conv_op": "torch.nn.modules.conv.Conv3d",
         "kernel_sizes": [[3, 3, 3]] * 6,
         "strides": [[1, 1, 1], *[[2, 2, 2]] * 5],
         "n_blocks_per_stage": [1, 3, 4, 6, 6, 6],
         "n_conv_per_stage_decoder": [1] * 5,
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
+        **layer_arguments(),
     }
 
 

@@ -14,6 +14,7 @@ from nnssl_mae.checkpoints.locate import Source
 from nnssl_mae.checkpoints.names import same, under_one_name, with_aliases
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import sha256
+from nnssl_mae.plans import layer_arguments
 
 _WRAPPED_IN = ("network_weights", "state_dict", "model_state_dict", "model", "network", "net", "weights")
 _PREFIX = re.compile(r"(?:(?:module|_orig_mod|model|network|net)\.)+")
@@ -132,17 +133,12 @@ def infer_architecture(weights: Mapping[str, torch.Tensor], source: Source) -> t
     kwargs: dict[str, Any] = {
         "n_stages": stages,
         "features_per_stage": [tensor.shape[0] for tensor in first],
-        "conv_op": "torch.nn.modules.conv.Conv3d",
         "kernel_sizes": [list(tensor.shape[2:]) for tensor in first],
         "n_blocks_per_stage" if residual else "n_conv_per_stage": depths,
         "n_conv_per_stage_decoder": _decoder_depths(weights, stages, residual),
+        **layer_arguments(),
         "conv_bias": _STEMS[0 if residual else 1].replace("weight", "bias") in weights,
         "norm_op": _NORMS[any(name.endswith(".norm.running_mean") for name in weights)],
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
     }
     notes = [
         "Bare weights do not tell nonlinearity, dropout, kind and epsilon of the normalisation, or kind of the pooling "

@@ -62,9 +62,9 @@ def pretrain(
     check_prepared(folder, plans)
     if dry_run:
         from nnssl_mae.training.cost import pretraining_cost
-        from nnssl_mae.training.distributed import chosen_device
+        from nnssl_mae.training.distributed import training_device
 
-        pretraining_cost(name, plans, chosen_device(device), Console())
+        pretraining_cost(name, plans, training_device(device), Console())
         return
     run(name, plans, fold if fold == "all" else int(fold), device, resume)
 

@@ -33,7 +33,7 @@ def pretrain(dataset: str, plans_name: str, fold: int | str, device_name: str, r
     resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     if rank > 0:
         os.environ["nnUNet_wandb_enabled"] = "0"
-    device = chosen_device(device_name, local_rank, world_size)
+    device = training_device(device_name, local_rank, world_size)
 
     trainer = get_trainer_from_args(dataset, CONFIGURATION, fold, nnUNetTrainerMAE.__name__, plans_name, resume, device)
     if world_size > 1:
@@ -57,7 +57,7 @@ def check_device(name: str) -> None:
         raise UserError("There is no CUDA GPU here; pass --device cpu, or run `nnssl-mae doctor`")
 
 
-def chosen_device(name: str, local_rank: int = 0, world_size: int = 1) -> torch.device:
+def training_device(name: str, local_rank: int = 0, world_size: int = 1) -> torch.device:
     """The device of one of several processes on this machine, set up as nnU-Net does.
 
     Raises:

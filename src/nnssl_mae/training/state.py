@@ -67,8 +67,7 @@ def in_the_middle_of_an_epoch(state: dict[str, Any], epoch: int, losses: Sequenc
 
 def unfinished_epoch(checkpoint: Path) -> list[float]:
     """The losses of the steps that a run had done of its epoch when it was stopped; none if an epoch had ended."""
-    block = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("nnssl_mae", {})
-    return list(block.get("unfinished_epoch", ()))
+    return list(_our_block(checkpoint).get("unfinished_epoch", ()))
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -104,12 +103,7 @@ def refuse_changed_plans(checkpoint: Path, now: Mapping[str, Any]) -> None:
     Raises:
         UserError: with the keys that differ.
     """
-    try:
-        block = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("nnssl_mae")
-    except pickle.UnpicklingError:
-        return  # stock checkpoints hold numpy numbers
-    if not isinstance(block, dict):
-        return
+    block = _our_block(checkpoint)
     changed = sorted(
         key
         for part, value in now.items()
@@ -122,6 +116,15 @@ def refuse_changed_plans(checkpoint: Path, now: Mapping[str, Any]) -> None:
             f"{checkpoint} belongs to a run with other plans: {', '.join(changed[:5])} changed since. Start this one "
             "without --c, under another plans name, or put the plans back"
         )
+
+
+def _our_block(checkpoint: Path) -> dict[str, Any]:
+    """What this package adds to a checkpoint; empty in one that it did not write."""
+    try:
+        block = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("nnssl_mae")
+    except pickle.UnpicklingError:
+        return {}  # stock checkpoints hold numpy numbers
+    return block if isinstance(block, dict) else {}
 
 
 def _differences(before: Any, now: Any, key: str) -> list[str]:
