@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnssl_mae.errors import UserError
 from nnssl_mae.plans import CONFIGURATION
+from nnssl_mae.training.joining import meeting_place
 from nnssl_mae.training.mae_trainer import nnUNetTrainerMAE
 
 
@@ -86,7 +87,8 @@ def _join_processes(trainer: nnUNetTrainerMAE, device: torch.device, local_rank:
         )
     trainer.device = device
     trainer.initialize()
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    store, rank, processes = meeting_place()
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=processes)
     trainer.is_ddp, trainer.local_rank = True, dist.get_rank()
     trainer._set_batch_size_and_oversample()
     trainer.print_to_log_file(
