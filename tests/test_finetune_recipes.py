@@ -1,9 +1,11 @@
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from nnssl_mae import cli
+from nnssl_mae.backbones import BACKBONES
 from nnssl_mae.errors import UserError
 from nnssl_mae.recipes.finetuning import (
     FinetuneRecipe,
@@ -15,7 +17,8 @@ from nnssl_mae.recipes.finetuning import (
 from nnssl_mae.recipes.pretraining import Recipe
 from nnssl_mae.recipes.reading import parse, shipped_recipes
 
-SHIPPED = ("amaes_finetuning", "default", "frozen", "sawtooth", "scratch", "valley", "warmup")
+SHIPPED = ("amaes_finetuning", "default", "frozen", "sawtooth", "scratch", "transformer", "transformer_scratch",
+           "valley", "warmup")  # fmt: skip
 
 
 def lengths(recipe: FinetuneRecipe) -> tuple[int, int, int]:
@@ -188,6 +191,9 @@ def test_the_schedule_command_refuses(monkeypatch, capsys, arguments: list[str],
 @pytest.mark.parametrize(
     ("options", "name", "expected"),
     [
+        (["primus"], "transformer", {"optimiser": "adamw", "peak_learning_rate": 3e-5}),
+        (["nnformer", "--from-scratch"], "transformer_scratch", {"optimiser": "adamw", "peak_learning_rate": 3e-4}),
+        (["primus", "--schedule", "frozen"], "frozen", {"optimiser": "sgd"}),
         ([], "warmup", {"epochs": 1000, "iterations": 250}),
         (["--from-scratch"], "scratch", {"epochs": 1000, "peak_learning_rate": 1e-2}),
         (["--schedule", "sawtooth", "--epochs", "150"], "sawtooth", {"warmup_epochs": 15, "decoder_fall_epochs": 8}),
@@ -197,6 +203,10 @@ def test_the_schedule_command_refuses(monkeypatch, capsys, arguments: list[str],
     ],
 )
 def test_adapt_takes_a_recipe_its_lengths_and_changes(monkeypatch, options, name, expected) -> None:
+    backbone = "resenc"
+    if options and options[0] in BACKBONES:
+        backbone, *options = options
+
     class Reached(Exception):
         pass
 
@@ -207,7 +217,8 @@ def test_adapt_takes_a_recipe_its_lengths_and_changes(monkeypatch, options, name
         raise Reached
 
     monkeypatch.setattr("nnssl_mae.downstream.adapt.adapt", adapt)
-    monkeypatch.setattr("nnssl_mae.checkpoints.read.read_checkpoint", lambda *_, **__: None)
+    checkpoint = SimpleNamespace(architecture={"network_class_name": BACKBONES[backbone].network_class})
+    monkeypatch.setattr("nnssl_mae.checkpoints.read.read_checkpoint", lambda *_, **__: checkpoint)
     monkeypatch.setattr(sys, "argv", ["nnssl-mae", "adapt", "checkpoint.pth", "-d", "4", *options])
     with pytest.raises(Reached):
         cli.main()

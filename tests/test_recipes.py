@@ -34,6 +34,13 @@ PRESETS = [
     "mae",
     "mae_paper",
     "mae_small",
+    "nnformer",
+    "nnformer_acdc",
+    "nnformer_synapse",
+    "primus_b",
+    "primus_l",
+    "primus_m",
+    "primus_s",
     "s3d",
     "s3d_l",
     "smoke",
@@ -401,7 +408,8 @@ SPACING = "data.spacing must be three numbers, 'native' or 'median'"
         (
             "network.backbone",
             "resnc",
-            "network.backbone must be 'resenc', 'plain' or 'amaes_unet' (got 'resnc'); did you mean 'resenc'?",
+            "network.backbone must be 'resenc', 'plain', 'amaes_unet', 'nnformer' or 'primus' (got 'resnc'); did you "
+            "mean 'resenc'?",
         ),
         (
             "network.blocks_per_stage",

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
-
+from nnssl_mae.backbones import divisors, planned_architecture, strides_that_shrink
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import read_json, short_hash
 from nnssl_mae.recipes.pretraining import NetworkRecipe
+from nnssl_mae.sizes import are_multiples, nearest_multiples, sizes_in_words
 
 PLANS_BLOCK = "nnssl_mae"
 PLANS_SCHEMA = 3
@@ -24,13 +24,6 @@ CONFIGURATION = "3d_fullres_mae"
 PRETRAINING_PLANS = "nnsslMAEPlans"
 STOCK_PLANS = ("nnUNetResEncUNetLPlans", "nnUNetResEncUNetMPlans", "nnUNetResEncUNetXLPlans", "nnUNetPlans")
 _OTHER_FILES = ("dataset", "dataset_fingerprint", "splits_final", "nnssl_folds", "request", "selection")  # beside plans
-NETWORK_CLASSES = {
-    "resenc": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
-    "plain": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-    "amaes_unet": "nnssl_mae.networks.amaes_unet.AmaesUNet",
-}
-_ENCODER_DEPTH = {"resenc": "n_blocks_per_stage", "plain": "n_conv_per_stage", "amaes_unet": "n_conv_per_stage"}
-_MIN_FEATURE_MAP_EDGE = 4  # as nnU-Net's ResEnc planners
 _DATA_KEYS = (
     "preprocessor_name",
     "spacing",
@@ -115,27 +108,13 @@ def read_block(configuration: Mapping[str, Any], kind: str, plans_name: str) -> 
     return block
 
 
-def layer_arguments() -> dict[str, Any]:
-    """Convolution, norm and activation of nnU-Net's 3D networks, as its planner writes them."""
-    return {
-        "conv_op": "torch.nn.modules.conv.Conv3d",
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    }
-
-
 def network_configuration(
-    architecture: Mapping[str, Any], network: NetworkRecipe, spacing: Sequence[float], block_size: int
+    stock: Mapping[str, Any], network: NetworkRecipe, spacing: Sequence[float], block_size: int
 ) -> dict[str, Any]:
     """Patch, batch and architecture for the patch of a recipe; strides and kernels from nnU-Net's planner function.
 
     Args:
-        architecture: nnU-Net's planned architecture, whose operators are kept.
+        stock: nnU-Net's planned architecture, whose operators are kept.
         network: sizes; ``patch_size`` must be numbers.
         spacing: mm, in the axis order of the preprocessed data.
         block_size: edge of the hidden blocks.
@@ -144,45 +123,27 @@ def network_configuration(
         UserError: network strides or blocks do not divide the patch; the sentence gives a patch that works.
     """
     assert not isinstance(network.patch_size, str)
-    max_pools = 999999 if network.max_stages is None else network.max_stages - 1
-    pools, strides, kernels, _, _ = get_pool_and_conv_props(
-        spacing, network.patch_size, _MIN_FEATURE_MAP_EDGE, max_pools
-    )
-    _check_divisible(network.patch_size, [2**n for n in pools], block_size)
-    stages = len(strides)
-    blocks = list(network.blocks_per_stage) + [network.blocks_per_stage[-1]] * stages
-    sizes = {
-        "n_stages": stages,
-        "features_per_stage": [min(network.base_features * 2**i, network.max_features) for i in range(stages)],
-        "kernel_sizes": [list(kernel) for kernel in kernels],
-        "strides": [list(stride) for stride in strides],
-        _ENCODER_DEPTH[network.backbone]: blocks[:stages],
-        "n_conv_per_stage_decoder": [network.convs_per_decoder_stage] * (stages - 1),
-    }
-    kept = {key: value for key, value in architecture["arch_kwargs"].items() if key not in _ENCODER_DEPTH.values()}
+    architecture = planned_architecture(network, spacing, stock)
+    _check_divisible(network.patch_size, divisors(architecture), block_size)
     return {
         "patch_size": list(network.patch_size),
         "batch_size": network.batch_size,
-        "architecture": {
-            **architecture,
-            "network_class_name": NETWORK_CLASSES[network.backbone],
-            "arch_kwargs": {**kept, **sizes},
-        },
+        "architecture": architecture,
     }
 
 
 def _check_divisible(patch: Sequence[int], strides: Sequence[int], block_size: int) -> None:
     units = [math.lcm(stride, block_size) for stride in strides]
-    if all(size % unit == 0 for size, unit in zip(patch, units, strict=True)):
+    if are_multiples(patch, units):
         if math.prod(size // block_size for size in patch) < 2:
             raise UserError(
                 f"A block of {block_size}^3 voxels is the whole patch of {sizes_in_words(patch)}, so nothing would "
                 f"stay visible; the nearest that fits is --set masking.block_size={block_size // 2}"
             )
         return
-    nearest = [max(unit, round(size / unit) * unit) for size, unit in zip(patch, units, strict=True)]
+    nearest = nearest_multiples(patch, units)
     cause, remedy = f"the network divides it by {sizes_in_words(strides)}", ""
-    if all(size % stride == 0 for size, stride in zip(patch, strides, strict=True)):
+    if are_multiples(patch, strides):
         edge = math.gcd(*patch)
         blocks = [size for size in range(1, edge) if edge % size == 0]
         closest = min(blocks, key=lambda size: abs(size - block_size))
@@ -196,9 +157,10 @@ def _check_divisible(patch: Sequence[int], strides: Sequence[int], block_size: i
 def describe_topology(configuration: Mapping[str, Any]) -> str:
     """Patch, stages and strides in one line for people."""
     kwargs = configuration["architecture"]["arch_kwargs"]
-    strides = [sizes_in_words(stride) for stride in kwargs["strides"][1:]]
+    strides = [sizes_in_words(stride) for stride in strides_that_shrink(kwargs["strides"])]
+    stages = "1 stage" if kwargs["n_stages"] == 1 else f"{kwargs['n_stages']} stages"
     return (
-        f"patch {sizes_in_words(configuration['patch_size'])}, {kwargs['n_stages']} stages, "
+        f"patch {sizes_in_words(configuration['patch_size'])}, {stages}, "
         f"features {'-'.join(map(str, kwargs['features_per_stage']))}, strides {' '.join(strides)}"
     )
 
@@ -213,8 +175,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def sizes_in_words(numbers: Sequence[int]) -> str:
-    """Such as ``160x160x160``."""
-    return "x".join(str(int(number)) for number in numbers)

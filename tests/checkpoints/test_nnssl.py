@@ -160,7 +160,6 @@ def test_the_configuration_that_was_trained_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("plan", "sentence"),
     [
-        (adaptation_plan(architecture_plans={"arch_class_name": "PrimusM"}), "'PrimusM', which is not supported yet"),
         (adaptation_plan(architecture_plans={"arch_class_name": "SwinUNETR"}), "network 'SwinUNETR', which cannot be"),
         (with_configuration(adaptation_plan(), normalization_schemes=["CTNormalization"]), "'CTNormalization'"),
         (adaptation_plan(pretrain_plan={}), "damaged adaptation plan"),

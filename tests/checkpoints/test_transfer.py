@@ -364,9 +364,11 @@ def test_weights_without_an_encoder_are_refused(weights, sentence: str) -> None:
 def test_an_unknown_network_is_refused() -> None:
     checkpoint, _ = given()
     unknown = {**architecture(), "network_class_name": "some.package.PrimusS"}
-    with pytest.raises(UserError, match="cannot be transferred with a PrimusS; use ResidualEncoderUNet, PlainConvUNet"):
+    with pytest.raises(
+        UserError, match="A PrimusS cannot be pre-trained or fine-tuned here; use ResidualEncoderUNet, PlainConv"
+    ):
         transfer(checkpoint, unknown, 1, "encoder")
-    with pytest.raises(UserError, match="cannot be transferred with a PrimusS"):
+    with pytest.raises(UserError, match="A PrimusS cannot be pre-trained"):
         transfer(replace(checkpoint, architecture=unknown), architecture(), 1, "encoder")
 
 

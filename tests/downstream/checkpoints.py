@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from nnssl_mae.backbones import BACKBONES
 from nnssl_mae.checkpoints.describe import Checkpoint, Origin
 from nnssl_mae.networks.planned import planned_network
-from nnssl_mae.plans import NETWORK_CLASSES
 
 _DEPTHS = {"resenc": "n_blocks_per_stage", "plain": "n_conv_per_stage", "amaes_unet": "n_conv_per_stage"}
 _RESAMPLING: dict[str, Any] = {"order_z": 0, "force_separate_z": None}
@@ -38,7 +38,7 @@ def architecture(kind: str = "resenc", stages: int = 3, width: int = 4, blocks: 
         "nonlin_kwargs": {"inplace": True},
     }
     return {
-        "network_class_name": NETWORK_CLASSES[kind],
+        "network_class_name": BACKBONES[kind].network_class,
         "arch_kwargs": kwargs,
         "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
     }

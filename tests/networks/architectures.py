@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nnssl_mae.plans import NETWORK_CLASSES
+from nnssl_mae.backbones import BACKBONES
 
 _LAYERS = {
     "conv_op": "torch.nn.modules.conv.Conv3d",
@@ -23,7 +23,7 @@ def architecture(backbone: str = "resenc", features: tuple[int, ...] = (4, 6, 8)
     stages = len(features)
     depth_key = "n_blocks_per_stage" if backbone == "resenc" else "n_conv_per_stage"
     return {
-        "network_class_name": NETWORK_CLASSES[backbone],
+        "network_class_name": BACKBONES[backbone].network_class,
         "arch_kwargs": {
             "n_stages": stages,
             "features_per_stage": list(features),

@@ -22,7 +22,7 @@ from nnssl_mae.patches.loader import BatchStream, TrainingBatches, training_stre
 from nnssl_mae.recipes.reading import load_recipe
 
 _WARM_UP = 4
-_SMALL_PATCH, _SMALL_FEATURES = 48, 8
+_SMALL_PATCH = 48
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _setting(recipe_name: str, patch: int | None, batch: int, device: torch.devi
     recipe, small = load_recipe(recipe_name), device.type == "cpu"
     edge = patch or (_SMALL_PATCH if small else None)
     number_format = "fp32" if small else recipe.optimiser.precision
-    return setting_of(sized(recipe, edge, _SMALL_FEATURES if small else None, small), batch, number_format, device)
+    return setting_of(sized(recipe, edge, None, small), batch, number_format, device)
 
 
 def _stream(setting: StepSetting, folder: Path, workers: int, steps: int) -> BatchStream:

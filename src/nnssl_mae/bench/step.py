@@ -26,7 +26,6 @@ from nnssl_mae.files import write_json
 from nnssl_mae.recipes.pretraining import Recipe
 from nnssl_mae.recipes.reading import load_recipe
 
-_SMALL_FEATURES = 8
 _WARM_UP = 3  # steps; a grad scaler skips the first ones, and cuDNN tries its algorithms
 _COMPILED_AT_MOST = 256  # forms of the same code; torch goes on without compiling after 8, and only warns
 
@@ -211,12 +210,11 @@ def _sized_recipes(options: StepOptions, device: torch.device) -> list[Recipe]:
     """The recipes in the sizes of this run; by default small on a CPU."""
     small = device.type == "cpu" if options.small is None else options.small
     patch = SMALL_PATCH if options.patch is None and small else options.patch
-    features = _SMALL_FEATURES if options.features is None and small else options.features
     recipes = [load_recipe(name) for name in dict.fromkeys(options.recipes)]
     names = [recipe.name for recipe in recipes]
     if repeated := {name for name in names if names.count(name) > 1}:
         raise UserError(f"Two recipes are named '{min(repeated)}'; give each its own name")
-    return [sized(recipe, patch, features, small) for recipe in recipes]
+    return [sized(recipe, patch, options.features, small) for recipe in recipes]
 
 
 def _check_writable(file: Path | None) -> None:

@@ -13,7 +13,8 @@ from nnssl_mae.bench.ceilings import Ceilings
 from nnssl_mae.bench.measuring import environment, print_table, processor, versions
 from nnssl_mae.bench.step_result import Group, Ratio, StepResult, ratios_of
 from nnssl_mae.bench.step_setting import StepSetting
-from nnssl_mae.plans import describe_topology, sizes_in_words
+from nnssl_mae.plans import describe_topology
+from nnssl_mae.sizes import sizes_in_words
 
 SCHEMA = 1
 _GIB = 2**30

@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from nnssl_mae.backbones import LAYER_CLASSES, layer_arguments
 from nnssl_mae.errors import UserError
 from nnssl_mae.masking import block_edges, sample_hidden
-from nnssl_mae.plans import layer_arguments, network_configuration
+from nnssl_mae.plans import network_configuration
 from nnssl_mae.recipes.pretraining import Recipe
 from nnssl_mae.recipes.reading import override
 
 SMALL_PATCH = 48
-_SMALL = {"network.max_stages": 4, "network.blocks_per_stage": (1,)}
+_SMALL = {"network.max_stages": 4, "network.blocks_per_stage": (1,), "network.base_features": 8}
+_SMALL_HEAD = 6  # channels of an attention head; Primus needs as many
 _FEWEST_BLOCKS = 3  # along an edge of the patch; with two, every block would be at a corner
-_PLANNED = {"arch_kwargs": layer_arguments(), "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"]}
+_PLANNED = {"arch_kwargs": layer_arguments(), "_kw_requires_import": list(LAYER_CLASSES)}
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def sized(recipe: Recipe, patch: int | None, features: int | None, small: bool) 
         recipe: as published.
         patch: edge in voxels; none keeps the patch of the recipe.
         features: channels of the first stage; none keeps those of the recipe.
-        small: four stages of one block instead of the recipe's.
+        small: few stages of one block and few channels instead of the recipe's.
 
     Raises:
         UserError: the patch is missing, or the network or its blocks do not divide it.
@@ -111,6 +113,9 @@ def setting_of(recipe: Recipe, batch: int, number_format: str, device: torch.dev
 
 def _with_sizes(recipe: Recipe, patch: int | None, features: int | None, small: bool) -> Recipe:
     changes: dict[str, Any] = dict(_SMALL) if small else {}
+    if small and recipe.network.is_transformer:
+        width = _SMALL_HEAD * recipe.network.transformer.heads
+        changes = {"network.blocks_per_stage": (1,), "network.base_features": width}
     if features is not None:
         changes |= {"network.base_features": features}
     if patch is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nnssl_mae.backbones import backbone_of, short_name
+
 _DATA_KEYS = (
     "data_identifier",
     "preprocessor_name",
@@ -39,9 +41,10 @@ def make_adaptation_plan(plans: Mapping[str, Any], configuration_name: str, chan
     style = "onemmiso" if list(configuration["spacing"]) == [1.0, 1.0, 1.0] else "median"
     if configuration["resampling_fn_data"] == "no_resampling_hack":
         style = "noresample"
-    # U-Nets without residual blocks have no stem: their first stage takes the volume.
-    residual = "n_blocks_per_stage" in architecture["arch_kwargs"]
-    stem, first = ("encoder.stem", "encoder.stem") if residual else ("encoder.stages.0", "encoder.stages.0.0")
+    backbone = backbone_of(architecture)
+    first = backbone.first_layer
+    # nnU-Net's convolution blocks have two names for every layer.
+    names = [first, first.removesuffix("conv") + "all_modules.0"] if backbone.is_convolutional else [first]
     data = {key: configuration[key] for key in _DATA_KEYS}
     data |= {
         "spacing_style": style,
@@ -50,7 +53,7 @@ def make_adaptation_plan(plans: Mapping[str, Any], configuration_name: str, chan
     }
     return {
         "architecture_plans": {
-            "arch_class_name": architecture["network_class_name"].rsplit(".", 1)[-1],
+            "arch_class_name": short_name(architecture["network_class_name"]),
             "arch_kwargs": dict(architecture["arch_kwargs"]),
             "arch_kwargs_requiring_import": list(architecture["_kw_requires_import"]),
         },
@@ -61,7 +64,8 @@ def make_adaptation_plan(plans: Mapping[str, Any], configuration_name: str, chan
         "pretrain_num_input_channels": channels,
         "recommended_downstream_patchsize": list(configuration["patch_size"]),
         "key_to_encoder": "encoder.stages",
-        "key_to_stem": stem,
-        "keys_to_in_proj": [f"{first}.convs.0.conv", f"{first}.convs.0.all_modules.0"],
-        "key_to_lpe": None,
+        # U-Nets without residual blocks have no stem: their first stage takes the volume.
+        "key_to_stem": "encoder.stem" if first.startswith("encoder.stem.") else "encoder.stages.0",
+        "keys_to_in_proj": names,
+        "key_to_lpe": "encoder.position" if backbone.patch_is_argument else None,
     }

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from nnssl_mae.backbones import BACKBONES, LAYER_CLASSES, short_name
 from nnssl_mae.errors import UserError
-from nnssl_mae.plans import NETWORK_CLASSES
 from nnssl_mae.recipes.pretraining import MaskingRecipe, NetworkRecipe
 
 if TYPE_CHECKING:  # scans/ imports much, and trainers import this
@@ -51,14 +51,16 @@ _DATA_KEYS = (
     "resampling_fn_mask",
     "resampling_fn_mask_kwargs",
 )
-_OPERATORS = ("conv_op", "norm_op", "dropout_op", "nonlin")
-_DEPTHS = ("n_blocks_per_stage", "n_conv_per_stage", "n_conv_per_stage_decoder")
+_DEPTHS = ("n_blocks_per_stage", "n_conv_per_stage", "n_conv_per_stage_decoder", "n_blocks_per_stage_decoder")
 # Far above every network that fits a machine: a description must not make us build what fills its memory.
 _LARGEST = {
     "n_stages": 16,
     "features_per_stage": 4096,
     "kernel_sizes": 15,
     "strides": 16,
+    "num_heads": 128,
+    "windows": 16,
+    "input_shape": 1024,
     **dict.fromkeys(_DEPTHS, 64),
 }
 _MOST_WEIGHTS = 10_000_000_000
@@ -157,21 +159,21 @@ def nnunet_architecture(
     Raises:
         UserError: an unknown network, a class that is not of ``torch.nn``, or absurd sizes.
     """
-    known = {path.rsplit(".", 1)[-1]: path for path in NETWORK_CLASSES.values()}
+    known = {short_name(backbone.network_class): backbone for backbone in BACKBONES.values()}
     if name not in known:
         raise UserError(f"{path} holds a network '{name}'; known are {', '.join(known)}")
     kwargs = dict(kwargs)
-    keys = list(imported) if imported else [key for key in _OPERATORS if kwargs.get(key) is not None]
-    if not set(keys) <= set(_OPERATORS):
-        raise UserError(f"{path} wants {', '.join(map(str, keys))} imported; only {', '.join(_OPERATORS)} can be")
-    for key in _OPERATORS:
+    keys = list(imported) if imported else [key for key in LAYER_CLASSES if kwargs.get(key) is not None]
+    if not set(keys) <= set(LAYER_CLASSES):
+        raise UserError(f"{path} wants {', '.join(map(str, keys))} imported; only {', '.join(LAYER_CLASSES)} can be")
+    for key in LAYER_CLASSES:
         if kwargs.get(key) is not None and not _is_module_class(str(kwargs[key])):
             raise UserError(f"{path} names '{kwargs[key]}' as {key}, which is not a class of torch.nn; refused")
     if str(kwargs.get("nonlin")).endswith(".PReLU"):
         raise UserError(f"{path} holds a network with PReLU, whose weights have no fixed name; it cannot be used")
     _check_sizes(kwargs, path)
     kwargs |= _for_each_stage(kwargs)
-    return {"network_class_name": known[name], "arch_kwargs": kwargs, "_kw_requires_import": keys}
+    return {"network_class_name": known[name].network_class, "arch_kwargs": kwargs, "_kw_requires_import": keys}
 
 
 def _is_module_class(name: str) -> bool:
@@ -189,7 +191,7 @@ def _for_each_stage(kwargs: Mapping[str, Any]) -> dict[str, list[Any]]:
     if not isinstance(stages, int):
         return {}
     lengths = dict.fromkeys(("features_per_stage", "kernel_sizes", "strides", *_DEPTHS), stages)
-    lengths["n_conv_per_stage_decoder"] = stages - 1
+    lengths |= dict.fromkeys(("n_conv_per_stage_decoder", "n_blocks_per_stage_decoder"), stages - 1)
     return {key: [kwargs[key]] * length for key, length in lengths.items() if isinstance(kwargs.get(key), int)}
 
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch.nn import functional as F
 
 from nnssl_mae.errors import UserError
-from nnssl_mae.plans import sizes_in_words
+from nnssl_mae.sizes import sizes_in_words
 
-Kind = Literal["first convolution", "convolution", "transposed convolution", "vector"]
+Kind = Literal["first convolution", "convolution", "transposed convolution", "position", "vector"]
 ChannelMap = Sequence[int | None]
 
 
@@ -30,7 +31,8 @@ def fit(tensor: torch.Tensor, shape: Sequence[int], kind: Kind, channel_map: Cha
     """The tensor in another shape, or None where no rule leads there.
 
     Args:
-        tensor: of the checkpoint. Convolutions are (out, in, kernel...), transposed ones (in, out, kernel...).
+        tensor: of the checkpoint. Convolutions are (out, in, kernel...), transposed ones (in, out, kernel...), position
+            embeddings (1, C, tokens...).
         shape: in the new network.
         kind: what the tensor is; only the first convolution's input channels can be changed.
         channel_map: see :func:`fit_channels`; it counts for the first convolution only.
@@ -41,10 +43,12 @@ def fit(tensor: torch.Tensor, shape: Sequence[int], kind: Kind, channel_map: Cha
     if len(shape) != tensor.ndim:
         return None
     widened = Fitted(tensor.detach(), "")
+    if kind == "position":
+        widened = fit_position(widened.tensor, shape[2:])
     if kind == "first convolution":
         widened = fit_channels(widened.tensor, shape[1], channel_map)
     resized: Fitted | None = Fitted(widened.tensor, "")
-    if kind != "vector":
+    if kind not in ("vector", "position"):
         resize = fit_transposed_kernel if kind == "transposed convolution" else fit_kernel
         resized = resize(widened.tensor, shape[2:])
     if resized is None or tuple(resized.tensor.shape) != tuple(shape):
@@ -75,6 +79,16 @@ def fit_channels(weight: torch.Tensor, channels: int, channel_map: ChannelMap | 
         if source is not None:
             new[:, channel] = weight[:, source].double() / taken.count(source)
     return Fitted(new.to(weight.dtype), f"input channels by the map {map_in_words(taken)}")
+
+
+def fit_position(embedding: torch.Tensor, tokens: Sequence[int]) -> Fitted:
+    """A learned position embedding (1, C, d, h, w) for another grid of tokens, by trilinear interpolation."""
+    old = embedding.shape[2:]
+    if tuple(old) == tuple(tokens):
+        return Fitted(embedding, "")
+    new = F.interpolate(embedding.double(), tuple(tokens), mode="trilinear", align_corners=False)
+    how = f"positions of {sizes_in_words(old)} tokens interpolated to {sizes_in_words(tokens)}"
+    return Fitted(new.to(embedding.dtype), how)
 
 
 def _channels_in_words(old: int, new: int) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from nnssl_mae.backbones import backbone_of
+
 _TWICE = re.compile(r"(.*)\.all_modules\.(\d+)\.(\w+)")
 _LAYER = re.compile(r"(.*)\.(conv|norm)\.(\w+)")
 _ENCODER_AGAIN = "decoder.encoder."
@@ -61,9 +63,12 @@ def with_aliases(weights: Mapping[str, torch.Tensor], architecture: Mapping[str,
 
     Args:
         weights: under any of their names; a first name is added where it is missing.
-        architecture: in nnU-Net's form; its operators decide where in a block the normalisation stands.
+        architecture: in nnU-Net's form; its operators decide where in a block the normalisation stands. Transformers
+            have one name a tensor.
     """
     first, _ = under_one_name(weights)
+    if not backbone_of(architecture).is_convolutional:
+        return first
     normalisation = _place_of_norm(architecture["arch_kwargs"])
     again = has_skips(first)
     result = dict(first)

@@ -7,10 +7,11 @@ of that form.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from nnssl_mae.backbones import layer_arguments
 from nnssl_mae.checkpoints.adaptation_plan import PLANS_KEYS
 from nnssl_mae.checkpoints.describe import (
     DAMAGED,
@@ -23,10 +24,17 @@ from nnssl_mae.checkpoints.describe import (
 )
 from nnssl_mae.checkpoints.locate import Source
 from nnssl_mae.checkpoints.names import has_skips, under_one_name, with_aliases
+from nnssl_mae.checkpoints.nnssl_primus import (
+    OUR_TRAINER,
+    TOKEN_ORDER,
+    TOKEN_ORDER_OF_MAE,
+    is_primus,
+    primus_reconstruction,
+    read_primus,
+)
 from nnssl_mae.checkpoints.nnssl_s3d import s3d_parts
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import sha256
-from nnssl_mae.plans import layer_arguments
 from nnssl_mae.recipes.pretraining import MaskingRecipe, NetworkRecipe
 
 _NETWORKS = ("ResEncL", "NoSkipResEncL", "ResidualEncoderUNet", "PlainConvUNet")
@@ -67,33 +75,34 @@ def read_nnssl(content: Mapping[str, Any], plan: Mapping[str, Any], source: Sour
         raise UserError(f"{source} has a damaged adaptation plan ({error!r}); download or copy it again") from error
 
 
+class _Network(NamedTuple):
+    """What a file says of its network; the names are those of :class:`Checkpoint`."""
+
+    weights: dict[str, torch.Tensor]
+    architecture: dict[str, Any]
+    reconstruction: ReconstructionInfo | None
+    cannot_reconstruct: str
+    notes: list[str]
+    reconstruction_notes: list[str]
+
+
 def _described(content: Mapping[str, Any], plan: Mapping[str, Any], source: Source) -> Checkpoint:
     notes: list[str] = []
-    reconstruction_notes: list[str] = []
     pretraining = plan["pretrain_plan"]
     plans = {key: pretraining[key] for key in PLANS_KEYS if key in pretraining}
     if "transpose_forward" in plans and "transpose_backward" not in plans:
         plans["transpose_backward"] = [plans["transpose_forward"].index(axis) for axis in range(3)]
     data = _data(_configuration(content, pretraining, notes), plan, plans, notes)
     check_preprocessing(plans, data, source.shown)
-    architecture = _architecture(plan["architecture_plans"], source.shown)
-    weights, untied = under_one_name(content["network_weights"])
-    if untied:
-        notes.append(
-            f"{untied} tensors of the file are stored twice with different values, as S3D's are; the copies named "
-            "'all_modules' are the trained ones and were taken."
-        )
-    reconstruction, reason, tokens = _reconstruction(content, architecture, untied > 0, reconstruction_notes)
-    if not has_skips(weights) and "decoder.stages.0.convs.0.conv.weight" in weights:
-        reconstruction, reason, tokens = None, "its decoder has no skip connections, in a form that is not known", {}
+    if is_primus(plan["architecture_plans"]):
+        network = _primus(content, plan, data["patch_size"], source)
+        data["patch_size"] = list(network.architecture["arch_kwargs"]["input_shape"])
+    else:
+        network = _u_net(content, plan["architecture_plans"], source)
     trainer = str(content.get("trainer_name", "nnssl"))
-    if reconstruction is not None and not reconstruction.released_s3d and "MAE" not in trainer.upper():
-        reconstruction_notes.append(
-            f"The trainer {trainer} may not be a masked autoencoder; then its reconstruction means nothing."
-        )
     return Checkpoint(
-        weights={**with_aliases(weights, architecture), **tokens},
-        architecture=architecture,
+        weights=network.weights,
+        architecture=network.architecture,
         channels=int(plan["pretrain_num_input_channels"]),
         plans=plans,
         data=data,
@@ -105,11 +114,47 @@ def _described(content: Mapping[str, Any], plan: Mapping[str, Any], source: Sour
             epochs=_whole_number(content.get("current_epoch")),
             citations=tuple(map(str, content.get("citations") or ())),
         ),
-        reconstruction=reconstruction,
-        cannot_reconstruct=reason,
-        notes=tuple(notes),
-        reconstruction_notes=tuple(reconstruction_notes),
+        reconstruction=network.reconstruction,
+        cannot_reconstruct=network.cannot_reconstruct,
+        notes=(*notes, *network.notes),
+        reconstruction_notes=(*network.reconstruction_notes, *_doubts(network, trainer)),
     )
+
+
+def _u_net(content: Mapping[str, Any], description: Mapping[str, Any], source: Source) -> _Network:
+    notes: list[str] = []
+    reconstruction_notes: list[str] = []
+    architecture = _architecture(description, source.shown)
+    weights, untied = under_one_name(content["network_weights"])
+    if untied:
+        notes.append(
+            f"{untied} tensors of the file are stored twice with different values, as S3D's are; the copies named "
+            "'all_modules' are the trained ones and were taken."
+        )
+    reconstruction, reason, tokens = _reconstruction(content, architecture, untied > 0, reconstruction_notes)
+    if not has_skips(weights) and "decoder.stages.0.convs.0.conv.weight" in weights:
+        reconstruction, reason, tokens = None, "its decoder has no skip connections, in a form that is not known", {}
+    every_name = {**with_aliases(weights, architecture), **tokens}
+    return _Network(every_name, architecture, reconstruction, reason, notes, reconstruction_notes)
+
+
+def _primus(
+    content: Mapping[str, Any], plan: Mapping[str, Any], trained_with: Sequence[int], source: Source
+) -> _Network:
+    recommended = [int(edge) for edge in plan.get("recommended_downstream_patchsize") or trained_with]
+    patches = [trained_with, recommended]
+    architecture, weights = read_primus(plan["architecture_plans"], content["network_weights"], patches, source)
+    reconstruction, reason = primus_reconstruction(weights, architecture)
+    if content.get("trainer_name") == OUR_TRAINER:  # exported by us: the order of its tokens is known
+        return _Network(weights, architecture, reconstruction, reason, [], [])
+    reconstruction_notes = [] if reconstruction is None else [TOKEN_ORDER_OF_MAE]
+    return _Network(weights, architecture, reconstruction, reason, [TOKEN_ORDER], reconstruction_notes)
+
+
+def _doubts(network: _Network, trainer: str) -> list[str]:
+    if network.reconstruction is None or network.reconstruction.released_s3d or "MAE" in trainer.upper():
+        return []
+    return [f"The trainer {trainer} may not be a masked autoencoder; then its reconstruction means nothing."]
 
 
 def _whole_number(value: Any) -> int | None:
@@ -118,13 +163,9 @@ def _whole_number(value: Any) -> int | None:
 
 def _architecture(description: Mapping[str, Any], path: str) -> dict[str, Any]:
     name = str(description["arch_class_name"])
-    if name.startswith("Primus"):
-        raise UserError(
-            f"{path} holds nnssl's transformer '{name}', which is not supported yet; take one of the networks "
-            f"{', '.join(_NETWORKS)}"
-        )
     if name not in _NETWORKS:
-        raise UserError(f"{path} holds nnssl's network '{name}', which cannot be used; {', '.join(_NETWORKS)} can")
+        known = f"{', '.join(_NETWORKS)} and Primus"
+        raise UserError(f"{path} holds nnssl's network '{name}', which cannot be used; {known} can")
     kwargs = description.get("arch_kwargs")
     if name in _NAMED:
         return nnunet_architecture("ResidualEncoderUNet", kwargs or resenc_l(), None, path)

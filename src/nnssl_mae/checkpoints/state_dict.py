@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
+from nnssl_mae.backbones import layer_arguments
 from nnssl_mae.checkpoints.describe import Checkpoint, Origin, nnunet_architecture
 from nnssl_mae.checkpoints.encoder_check import encoder_differences, some
 from nnssl_mae.checkpoints.locate import Source
 from nnssl_mae.checkpoints.names import same, under_one_name, with_aliases
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import sha256
-from nnssl_mae.plans import layer_arguments
 
 _WRAPPED_IN = ("network_weights", "state_dict", "model_state_dict", "model", "network", "net", "weights")
 _PREFIX = re.compile(r"(?:(?:module|_orig_mod|model|network|net)\.)+")

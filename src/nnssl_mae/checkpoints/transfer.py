@@ -14,22 +14,24 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from nnssl_mae.backbones import BACKBONES, backbone_of, short_name
 from nnssl_mae.checkpoints.describe import Checkpoint
 from nnssl_mae.checkpoints.fitting import ChannelMap, Kind, check_channel_map, fit
 from nnssl_mae.checkpoints.names import has_skips, under_one_name
 from nnssl_mae.errors import UserError
 from nnssl_mae.networks.planned import network_shape
-from nnssl_mae.plans import NETWORK_CLASSES, sizes_in_words
+from nnssl_mae.sizes import sizes_in_words
 
 Part = Literal["encoder", "encoder+decoder"]
 What = Literal["loaded", "adapted", "random"]
 
 _DECODER_PREFIXES = ("decoder.stages.", "decoder.transpconvs.")
 _HEADS = "decoder.seg_layers."
-_FIRST_CONVOLUTIONS = ("encoder.stem.convs.0.conv.weight", "encoder.stages.0.convs.0.conv.weight")
+_POSITION = "encoder.position"
 _PRETRAINING_ONLY = {
     "mask_tokens.": "a mask token, which only pre-training needs",
     "densifiers.": "a densification layer, which only pre-training needs",
+    "token_decoder.": "a block that fills in dropped tokens, which only pre-training needs",
     "hidden_value": "the value put into hidden voxels, which only pre-training needs",
 }
 _DECODER_STAGE = re.compile(r"decoder\.(stages|transpconvs)\.(\d+)\.(.*)")
@@ -169,7 +171,7 @@ def transfer(
     _check_family(checkpoint.architecture, architecture)
     weights, _ = under_one_name(checkpoint.weights)
     sources = _by_place(_places(name for name in weights if not _pretraining_only(name)))
-    _check_parts(checkpoint.origin.label, weights, part)
+    _check_parts(checkpoint, weights, part)
     if channel_map is not None:
         check_channel_map(channel_map, _input_channels(checkpoint, weights, sources), channels)
     wanted = _named_tensors(network_shape(architecture, channels))
@@ -305,8 +307,10 @@ def _stage(place: str) -> str | None:
 
 
 def _kind(place: str, shape: Sequence[int]) -> Kind:
-    if place in _FIRST_CONVOLUTIONS:
+    if place in _first_convolutions():
         return "first convolution"
+    if place == _POSITION:
+        return "position"
     if len(shape) <= 2:
         return "vector"
     return "transposed convolution" if place.startswith("decoder.transpconvs.") else "convolution"
@@ -339,41 +343,34 @@ def _check_family(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     Raises:
         UserError: they differ, or the new one is unknown.
     """
-    names = [str(each["network_class_name"]) for each in (old, new)]
-    for name in names:
-        if name not in NETWORK_CLASSES.values():
-            raise UserError(f"Weights cannot be transferred with a {_short(name)}; use {_known_networks()}")
-    if names[0] == names[1]:
+    before, after = backbone_of(old), backbone_of(new)
+    if before == after:
         return
-    why = "residual blocks and plain convolutions have no weights in common"
-    if not any("Residual" in name for name in names):
+    why = "their layers have no weights in common"
+    if before.is_convolutional and after.is_convolutional:
+        why = "residual blocks and plain convolutions have no weights in common"
+    if {before.name, after.name} == {"plain", "amaes_unet"}:
         why = "one goes down by max pooling and the other by strided convolutions, so its filters see other features"
+    names = [short_name(each.network_class) for each in (before, after)]
     raise UserError(
-        f"The checkpoint's network is a {_short(names[0])} and the new one a {_short(names[1])}: {why}; plan the "
-        f"dataset with a {_short(names[0])}"
+        f"The checkpoint's network is a {names[0]} and the new one a {names[1]}: {why}; plan the dataset with a "
+        f"{names[0]}"
     )
-
-
-def _short(name: str) -> str:
-    return name.rsplit(".", 1)[-1]
-
-
-def _known_networks() -> str:
-    return ", ".join(map(_short, NETWORK_CLASSES.values()))
 
 
 def _in_words(architecture: Mapping[str, Any]) -> str:
     features = architecture["arch_kwargs"].get("features_per_stage")
     widths = [features] if isinstance(features, int) else list(features or ["an unknown number of"])
-    return f"{_short(architecture['network_class_name'])} with {', '.join(map(str, widths))} features"
+    return f"{short_name(architecture['network_class_name'])} with {', '.join(map(str, widths))} features"
 
 
-def _check_parts(label: str, weights: Mapping[str, torch.Tensor], part: Part) -> None:
+def _check_parts(checkpoint: Checkpoint, weights: Mapping[str, torch.Tensor], part: Part) -> None:
     """Refuses a checkpoint without the wanted part under nnU-Net's names.
 
     Raises:
         UserError: no encoder, or a decoder that is missing or was trained without skip connections.
     """
+    label = checkpoint.origin.label
     if not any(name.startswith("encoder.") for name in weights):
         first = next(iter(weights), None)
         found = "it holds no tensors" if first is None else f"its tensors have names such as {first}"
@@ -385,14 +382,19 @@ def _check_parts(label: str, weights: Mapping[str, torch.Tensor], part: Part) ->
         return
     if not any(name.startswith(_DECODER_PREFIXES) for name in weights):
         raise UserError(f"{label} has no decoder; use --transfer encoder")
-    if not has_skips(weights):
+    if backbone_of(checkpoint.architecture).is_convolutional and not has_skips(weights):
         raise UserError(
             f"The decoder of {label} was trained without skip connections and fits no nnU-Net; use --transfer encoder"
         )
 
 
+def _first_convolutions() -> Collection[str]:
+    """Their places."""
+    return _places(f"{backbone.first_layer}.weight" for backbone in BACKBONES.values()).values()
+
+
 def _input_channels(checkpoint: Checkpoint, weights: Mapping[str, torch.Tensor], sources: Mapping[str, str]) -> int:
-    first = next((sources[place] for place in _FIRST_CONVOLUTIONS if place in sources), None)
+    first = next((sources[place] for place in _first_convolutions() if place in sources), None)
     return checkpoint.channels if first is None else weights[first].shape[1]
 
 

@@ -92,7 +92,10 @@ def adapt(
     ] = False,
     schedule: Annotated[
         str | None,
-        typer.Option(help="Fine-tuning recipe or YAML file; default 'warmup', with --from-scratch 'scratch'."),
+        typer.Option(
+            help="Fine-tuning recipe or YAML file; default 'warmup', with --from-scratch 'scratch'; of transformers "
+            "'transformer' and 'transformer_scratch'."
+        ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Fine-tuning epochs; default the recipe's.", min=1)] = None,
     iterations: Annotated[int | None, typer.Option(help="Steps an epoch; default the recipe's.", min=1)] = None,
@@ -108,22 +111,25 @@ def adapt(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace plans of this name.")] = False,
 ) -> None:
     """Fit a pre-trained network to a labelled nnU-Net dataset: writes plans and the weights to start from."""
+    from nnssl_mae.backbones import backbone_of
     from nnssl_mae.checkpoints.read import read_checkpoint
     from nnssl_mae.downstream.adapt import adapt as run
-    from nnssl_mae.recipes.finetuning import load_finetune_recipe
+    from nnssl_mae.recipes.finetuning import default_schedule, load_finetune_recipe
 
     wish = _wish(from_scratch, mode, transfer, normalisation, orientation, channel_map, patch, batch, gpu_memory)
     default_name = "nnsslMAEScratchPlans" if from_scratch else "nnsslMAEFinetunePlans"
-    if schedule is None:
-        schedule = "scratch" if from_scratch else "warmup"
-    recipe = load_finetune_recipe(schedule, epochs, iterations, changes or ())
+    recipe = load_finetune_recipe(schedule or default_schedule(from_scratch), epochs, iterations, changes or ())
     if from_scratch and recipe.schedule in ("frozen", "sawtooth", "valley"):
         raise UserError(
             f"--from-scratch with the schedule '{recipe.schedule}' would train the decoder on random features; leave "
             "--schedule out"
         )
     plans_name = default_name if name is None else name
-    result = run(read_checkpoint(checkpoint), dataset, plans_name, recipe, wish, overwrite)
+    source = read_checkpoint(checkpoint)
+    if schedule is None and not backbone_of(source.architecture).is_convolutional:
+        own = default_schedule(from_scratch, transformer=True)
+        recipe = load_finetune_recipe(own, epochs, iterations, changes or ())
+    result = run(source, dataset, plans_name, recipe, wish, overwrite)
     _print_next_steps(Console(), dataset, result)
     if not from_scratch:
         same = {

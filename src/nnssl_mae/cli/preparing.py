@@ -75,14 +75,16 @@ def _shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _changes(published: Any, texts: list[str], short: Mapping[str, tuple[str, Any]]) -> Any:
+def _changes(published: Any, backbone: str | None, texts: list[str], short: Mapping[str, tuple[str, Any]]) -> Any:
     """The user's changes of a recipe, dotted key by value.
 
     Args:
         published: the recipe.
-        texts: of ``--set``.
+        backbone: the recipe whose network shall be taken.
+        texts: of ``--set``, which change that network too.
         short: options that are short for a key, with their values (None = not given).
     """
+    from nnssl_mae.recipes.backbone import backbone_changes, network_of
     from nnssl_mae.recipes.pretraining import Recipe
     from nnssl_mae.recipes.reading import assignments, changed_summary
 
@@ -99,9 +101,10 @@ def _changes(published: Any, texts: list[str], short: Mapping[str, tuple[str, An
         has_batch = short.get("network.batch_size", ("", None))[1] is not None
         option = "--batch" if has_batch else f"--set {planned[0]}"
         raise UserError(f"{option} cannot be used with a planner patch: nnU-Net's plan decides both; leave one out")
-    if changes and "summary" not in changes:
-        changes["summary"] = changed_summary(published.summary, list(changes))
-    return changes
+    given = [*([] if backbone is None else [network_of(backbone)]), *changes]
+    if given and "summary" not in changes:
+        changes["summary"] = changed_summary(published.summary, given)
+    return changes if backbone is None else backbone_changes(backbone) | changes
 
 
 @app.command()
@@ -110,6 +113,10 @@ def prepare(
     dataset: Dataset,
     name: Annotated[str, typer.Option("-n", "--name", help="Name of the new dataset.")],
     recipe: Annotated[str, typer.Option(help="Shipped recipe, or a YAML file.")] = "mae",
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="Train the network of this recipe (nnformer, primus_m, ...) by the method of --recipe."),
+    ] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="Change one value of the recipe: masking.ratio=0.6. Repeatable.")
     ] = None,
@@ -179,7 +186,7 @@ def prepare(
     request = Request(
         dataset,
         name,
-        override(published, _changes(published, changes or [], short)),
+        override(published, _changes(published, backbone, changes or [], short)),
         published,
         workers=workers,
         shard=None if shard is None else _shard(shard),

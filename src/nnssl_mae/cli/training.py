@@ -19,6 +19,10 @@ def pretrain(
     recipe: Annotated[
         str | None, typer.Option(help="Another recipe than the one prepared with: writes plans for it first.")
     ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="Train the network of this recipe (nnformer, primus_m, ...) by the method of --recipe."),
+    ] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="Change one value of --recipe: masking.ratio=0.6. Repeatable.")
     ] = None,
@@ -37,22 +41,22 @@ def pretrain(
     """Pre-train: as nnUNetv2_train does, with any recipe, and also under torchrun (several machines, gloo on CPU)."""
     from nnssl_mae.folders import find_dataset, nnunet_folder
     from nnssl_mae.plans import CONFIGURATION, PRETRAINING_PLANS, check_prepared
-    from nnssl_mae.recipes.reading import load_recipe
+    from nnssl_mae.recipes.backbone import load_with_backbone
     from nnssl_mae.scans.planning import write_plans_for
     from nnssl_mae.training.distributed import check_device
     from nnssl_mae.training.distributed import pretrain as run
 
     if fold != "all" and not (fold.isascii() and fold.isdecimal()):
         raise UserError(f"--fold {fold} is not possible; use 'all' or a number")
-    if recipe is None and (changes or plan_only):
-        raise UserError("--set and --plan-only need --recipe: without one, the plans decide everything")
+    if recipe is None and (changes or plan_only or backbone):
+        raise UserError("--set, --backbone and --plan-only need --recipe: without one, the plans decide everything")
     name = find_dataset(dataset)
     folder = nnunet_folder("nnUNet_preprocessed") / name
     if not plan_only:  # before anything is written
         check_device(device)
         nnunet_folder("nnUNet_results")
     if recipe is not None:
-        plans = write_plans_for(folder, load_recipe(recipe, changes or ()), plans)
+        plans = write_plans_for(folder, load_with_backbone(recipe, backbone, changes or ()), plans)
         say = partial(Console().print, soft_wrap=True, highlight=False, markup=False)
         say(f"Plans {folder / plans}.json; with nnU-Net's own command:")
         say(f"  nnUNetv2_train {dataset} {CONFIGURATION} {fold} -tr nnUNetTrainerMAE -p {plans}")

@@ -14,6 +14,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from nnssl_mae.backbones import backbone_of, short_name
 from nnssl_mae.checkpoints.describe import Checkpoint
 from nnssl_mae.checkpoints.transfer import Report
 from nnssl_mae.downstream.labelled import labelled_dataset
@@ -88,7 +89,12 @@ def adapt(
         dataset=labelled.name,
         folder=folder,
         configuration=planned.configuration,
-        warnings=(*planned.warnings, *planned.beyond_stock, *_older_results(planned.plans, before)),
+        warnings=(
+            *_other_optimiser(checkpoint, recipe),
+            *planned.warnings,
+            *planned.beyond_stock,
+            *_older_results(planned.plans, before),
+        ),
         notes=planned.notes,
         report=planned.report,
         gpu_memory=planned.gpu_memory,
@@ -96,6 +102,16 @@ def adapt(
         missing=missing,
         cases=cases,
     )
+
+
+def _other_optimiser(checkpoint: Checkpoint, recipe: FinetuneRecipe) -> list[str]:
+    backbone = backbone_of(checkpoint.architecture)
+    if backbone.is_convolutional or recipe.optimiser == "adamw":
+        return []
+    return [
+        f"The schedule '{recipe.name}' trains with SGD, and a {short_name(backbone.network_class)} learns little by "
+        "it; --schedule transformer (or transformer_scratch) is meant for it"
+    ]
 
 
 def _plans_before(file: Path, overwrite: bool) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nnssl_mae.backbones import short_name, strides_that_shrink
 from nnssl_mae.checkpoints.describe import Checkpoint
 from nnssl_mae.checkpoints.transfer import Group, Ignored, Report, What
 from nnssl_mae.console import say
@@ -19,7 +20,7 @@ from nnssl_mae.downstream.inspection import Inspection, ModeSummary, orientation
 from nnssl_mae.downstream.labelled import Labelled
 from nnssl_mae.downstream.plan import Planned
 from nnssl_mae.downstream.wish import Wish
-from nnssl_mae.plans import sizes_in_words
+from nnssl_mae.sizes import sizes_in_words
 
 _UNKNOWN = "not known"
 _NOT_KEPT_OUT = "no labelled dataset, as far as the file says"
@@ -103,12 +104,11 @@ def _cannot(checkpoint: Checkpoint) -> str:
 
 def _network(checkpoint: Checkpoint) -> str:
     kwargs: Mapping[str, Any] = checkpoint.architecture["arch_kwargs"]
-    name = str(checkpoint.architecture["network_class_name"]).rsplit(".", 1)[-1]
+    name = short_name(checkpoint.architecture["network_class_name"])
     strides = kwargs.get("strides")
-    steps = "strides not known" if not strides else "strides " + " ".join(_cube(stride) for stride in strides[1:])
-    return (
-        f"{name}, {kwargs['n_stages']} stages of {'-'.join(map(str, kwargs['features_per_stage']))} features, {steps}"
-    )
+    steps = "strides not known" if not strides else "strides " + " ".join(map(_cube, strides_that_shrink(strides)))
+    stages = "1 stage" if kwargs["n_stages"] == 1 else f"{kwargs['n_stages']} stages"
+    return f"{name}, {stages} of {'-'.join(map(str, kwargs['features_per_stage']))} features, {steps}"
 
 
 def _cube(value: Any) -> str:
@@ -133,7 +133,7 @@ def _of_plan(planned: Planned, labelled: Labelled) -> list[tuple[str, str]]:
     configuration = planned.configuration
     schemes = zip(labelled.channel_names, configuration["normalization_schemes"], strict=True)
     kwargs = configuration["architecture"]["arch_kwargs"]
-    strides = " ".join(_cube(stride) for stride in kwargs["strides"][1:])
+    strides = " ".join(map(_cube, strides_that_shrink(kwargs["strides"])))
     memory = _UNKNOWN if planned.gpu_memory is None else f"{planned.gpu_memory:.1f} GB"
     return [
         ("channels", ", ".join(f"{name}: {scheme}" for name, scheme in schemes)),

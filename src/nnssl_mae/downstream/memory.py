@@ -13,22 +13,29 @@ from typing import Any
 
 import numpy as np
 
+from nnssl_mae.backbones import BACKBONES, short_name
 from nnssl_mae.downstream.network import SizedNetwork
 from nnssl_mae.errors import UserError
 from nnssl_mae.networks.planned import network_shape
-from nnssl_mae.plans import NETWORK_CLASSES, sizes_in_words
+from nnssl_mae.sizes import sizes_in_words
 
 SMALLEST_EDGE = 8
 """Voxels; patches are not shrunk below, or below two voxels at the lowest resolution."""
 DEFAULT_BATCH = 2
 _REFERENCE_BATCH = 2
 # A batch shows at most so much of all voxels of the dataset: nnU-Net's ResEnc planners, and its default one.
-_SHARE_OF_DATASET = {NETWORK_CLASSES["resenc"]: 1.0, NETWORK_CLASSES["plain"]: 0.05}
+_SHARE_OF_DATASET = {"resenc": 1.0, "plain": 0.05}
 # From nnU-Net's planners ResEnc M, L and XL, and default: feature map values, and the GB they need with a batch of two.
 _REFERENCES = {
-    NETWORK_CLASSES["resenc"]: ((680e6, 8.0), (2.1e9, 24.0), (3.6e9, 40.0)),
-    NETWORK_CLASSES["plain"]: ((560e6, 8.0),),
+    "resenc": ((680e6, 8.0), (2.1e9, 24.0), (3.6e9, 40.0)),
+    "plain": ((560e6, 8.0),),
 }
+
+
+def _name(architecture: Mapping[str, Any]) -> str:
+    """Of the backbone; empty for a network of somebody else."""
+    found = (each.name for each in BACKBONES.values() if each.network_class == architecture["network_class_name"])
+    return next(found, "")
 
 
 def feature_map_values(architecture: Mapping[str, Any], channels: int, heads: int, patch: Sequence[int]) -> int | None:
@@ -37,9 +44,9 @@ def feature_map_values(architecture: Mapping[str, Any], channels: int, heads: in
     A network that pools by maximum is counted as the strided one with the same sizes: nnU-Net's count takes its
     feature maps for as large as before the pooling.
     """
-    if architecture["network_class_name"] == NETWORK_CLASSES["amaes_unet"]:
-        architecture = {**architecture, "network_class_name": NETWORK_CLASSES["plain"]}
-    if architecture["network_class_name"] not in _REFERENCES:
+    if _name(architecture) == "amaes_unet":
+        architecture = {**architecture, "network_class_name": BACKBONES["plain"].network_class}
+    if _name(architecture) not in _REFERENCES:
         return None
     return int(network_shape(architecture, channels, heads).compute_conv_feature_map_size(tuple(patch)))  # type: ignore[operator]
 
@@ -59,8 +66,7 @@ def gpu_memory(
     values = feature_map_values(architecture, channels, heads, patch)
     if values is None:
         return None
-    plain = NETWORK_CLASSES["plain"]
-    known = _REFERENCES.get(architecture["network_class_name"], _REFERENCES[plain])
+    known = _REFERENCES.get(_name(architecture), _REFERENCES["plain"])
     return _gigabytes(values * batch / _REFERENCE_BATCH, known)
 
 
@@ -123,7 +129,7 @@ class Fitting:
         network = size.network
         needed = gpu_memory(network.architecture, self.channels, self.heads, network.patch, size.batch)
         if needed is None:
-            name = str(network.architecture["network_class_name"]).rsplit(".", 1)[-1]
+            name = short_name(network.architecture["network_class_name"])
             raise UserError(f"nnU-Net cannot tell the memory of a {name}; leave --gpu-memory out and give --patch")
         return needed
 
@@ -132,7 +138,7 @@ class Fitting:
 
     def _with_more_patches(self, size: Size) -> Size:
         voxels = math.prod(self.median_shape) * self.cases
-        share = _SHARE_OF_DATASET.get(size.network.architecture["network_class_name"], 0.05)
+        share = _SHARE_OF_DATASET.get(_name(size.network.architecture), 0.05)
         most = max(DEFAULT_BATCH, round(voxels * share / math.prod(size.network.patch)))
         while size.batch < most and self._fits(larger := replace(size, batch=size.batch + 1)):
             size = larger

@@ -9,8 +9,9 @@ from typing import Any
 
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
+from nnssl_mae.backbones import backbone_of, divisors, for_patch
 from nnssl_mae.errors import UserError
-from nnssl_mae.plans import sizes_in_words
+from nnssl_mae.sizes import are_multiples, nearest_multiples, sizes_in_words
 
 _MIN_FEATURE_MAP_EDGE = 4  # as all planners of nnU-Net
 _MAX_WIDTH = 320  # of nnU-Net's 3D networks
@@ -31,18 +32,13 @@ class SizedNetwork:
         return divisors(self.architecture)
 
 
-def divisors(architecture: Mapping[str, Any]) -> tuple[int, ...]:
-    """Products of the strides of a network along each axis."""
-    strides = [_per_axis(stride) for stride in architecture["arch_kwargs"]["strides"]]
-    return tuple(math.prod(axis) for axis in zip(*strides, strict=True))
-
-
 def is_isotropic(architecture: Mapping[str, Any]) -> bool:
     """Whether all axes are treated alike: the same strides and kernels."""
     kwargs = architecture["arch_kwargs"]
     return all(
         len(set(_per_axis(each))) == 1
-        for key in ("strides", "kernel_sizes")
+        for key in ("strides", "kernel_sizes", "windows")
+        if key in kwargs
         for each in (kwargs[key] if isinstance(kwargs[key], list | tuple) else [kwargs[key]])
     )
 
@@ -54,9 +50,8 @@ def as_trained(architecture: Mapping[str, Any], patch: Sequence[int]) -> SizedNe
         UserError: its strides do not divide the patch, or leave a single voxel of it; with a patch that works.
     """
     units = divisors(architecture)
-    fits = all(edge % unit == 0 for edge, unit in zip(patch, units, strict=True))
-    if not fits or math.prod(patch) == math.prod(units):
-        nearest = [max(unit, round(edge / unit) * unit) for edge, unit in zip(patch, units, strict=True)]
+    if not are_multiples(patch, units) or math.prod(patch) == math.prod(units):
+        nearest = nearest_multiples(patch, units)
         if math.prod(nearest) == math.prod(units):  # normalising over one voxel is impossible
             nearest = [2 * unit for unit in units]
         raise UserError(
@@ -64,14 +59,14 @@ def as_trained(architecture: Mapping[str, Any], patch: Sequence[int]) -> SizedNe
             "and needs more than one voxel at its lowest resolution; the nearest that fits is --patch "
             f"{_spaced(nearest)}"
         )
-    return SizedNetwork(dict(architecture), tuple(int(edge) for edge in patch))
+    return SizedNetwork(for_patch(architecture, patch), tuple(int(edge) for edge in patch))
 
 
 def continued(architecture: Mapping[str, Any], spacing: Sequence[float], patch: Sequence[int]) -> SizedNetwork:
     """The checkpoint's network with the strides and kernels that nnU-Net plans for a patch and voxel spacing.
 
     Widths, blocks and everything else are the checkpoint's; further stages get its last width doubled, up to nnU-Net's
-    320, and its last number of blocks.
+    320, and its last number of blocks. A transformer keeps its strides too: what it learned is bound to them.
 
     Args:
         architecture: of the checkpoint; may lack strides.
@@ -81,6 +76,10 @@ def continued(architecture: Mapping[str, Any], spacing: Sequence[float], patch: 
     Raises:
         UserError: the patch is too small for a network with two stages.
     """
+    if not backbone_of(architecture).is_convolutional:
+        units = divisors(architecture)
+        enough = [max(2, math.ceil(edge / unit)) * unit for edge, unit in zip(patch, units, strict=True)]
+        return as_trained(architecture, enough)
     _, strides, kernels, fitting, _ = get_pool_and_conv_props(spacing, patch, _MIN_FEATURE_MAP_EDGE, 999999)
     stages = len(strides)
     if stages < 2:

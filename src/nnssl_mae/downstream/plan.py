@@ -25,7 +25,8 @@ from nnssl_mae.downstream.reading import Reading, reading
 from nnssl_mae.downstream.wish import Wish
 from nnssl_mae.errors import UserError
 from nnssl_mae.networks.planned import network_shape
-from nnssl_mae.plans import CONFIGURATION, data_identifier, sizes_in_words
+from nnssl_mae.plans import CONFIGURATION, data_identifier
+from nnssl_mae.sizes import sizes_in_words
 
 _ENOUGH = 0.5  # of the weights to transfer
 _RESAMPLING_KEYS = tuple(

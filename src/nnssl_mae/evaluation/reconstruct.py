@@ -13,6 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from numpy.typing import NDArray
 from torch import nn
 
+from nnssl_mae.backbones import divisors
 from nnssl_mae.catalogue.find import Scan
 from nnssl_mae.checkpoints.describe import Checkpoint, ReconstructionInfo
 from nnssl_mae.checkpoints.nnssl_s3d import ReleasedS3DNetwork
@@ -23,6 +24,7 @@ from nnssl_mae.objectives import denormalise_blocks, reconstruction_metrics
 from nnssl_mae.patches.augmentation import crop
 from nnssl_mae.scans.foreground import foreground_mask
 from nnssl_mae.scans.preprocess import Preprocessed, preprocess
+from nnssl_mae.sizes import are_multiples
 
 Volume = NDArray[np.float32]
 _CONFIGURATION = "pretraining"
@@ -127,8 +129,8 @@ def load_network(checkpoint: Checkpoint, path: Path) -> PretrainingNetwork:
 
 def _check_patch(checkpoint: Checkpoint, path: Path) -> None:
     patch = checkpoint.data["patch_size"]
-    strides = np.prod([np.broadcast_to(s, 3) for s in checkpoint.architecture["arch_kwargs"]["strides"]], axis=0)
-    if any(size % stride for size, stride in zip(patch, strides, strict=True)):
+    strides = divisors(checkpoint.architecture)
+    if not are_multiples(patch, strides):
         raise UserError(f"{path} describes a patch of {patch} voxels, which its network cannot divide by {strides}")
 
 

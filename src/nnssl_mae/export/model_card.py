@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from nnssl_mae.backbones import backbone_of
 from nnssl_mae.checkpoints.describe import Checkpoint
 from nnssl_mae.checkpoints.names import under_one_name
 from nnssl_mae.export.about import About
@@ -21,6 +22,7 @@ _HUB_LICENCES = (
 )  # fmt: skip
 _ARXIV = re.compile(r"(?P<author>.+?) (?P<year>\d{4}), (?P<title>.+), arXiv:(?P<number>\d{4}\.\d{4,5})")
 _LONG_LIST = 12
+_KINDS = {"nnformer": "window transformer", "primus": "vision transformer"}
 Rows = Iterable[tuple[str, Any]]
 
 
@@ -79,8 +81,9 @@ def _hub_licence(licence: str) -> str:
 
 def _what(checkpoint: Checkpoint, about: About) -> str:
     how = "Blocks of unlabelled 3D scans were hidden and reconstructed. " if _reconstructed(checkpoint) else ""
+    kind = _KINDS.get(backbone_of(checkpoint.architecture).name, "U-Net")
     return (
-        f"A 3D U-Net, pre-trained without labels ({checkpoint.origin.method or 'method ' + UNKNOWN}). {how}"
+        f"A 3D {kind}, pre-trained without labels ({checkpoint.origin.method or 'method ' + UNKNOWN}). {how}"
         "It segments nothing as it is: it is what fine-tuning on labelled scans starts from.\n\n"
         f"Exported by nnssl_mae from {_file(about.source)}." + _before(about)
     )
@@ -103,6 +106,10 @@ def _before(about: About) -> str:
     return f" That file says that it was itself exported from {_file(about.exported_from)}."
 
 
+def _blocks(checkpoint: Checkpoint) -> str:
+    return "residual" if backbone_of(checkpoint.architecture).is_convolutional else "transformer"
+
+
 def _network(checkpoint: Checkpoint) -> Rows:
     kwargs = checkpoint.architecture["arch_kwargs"]
     weights, _ = under_one_name(checkpoint.weights)
@@ -118,9 +125,12 @@ def _network(checkpoint: Checkpoint) -> Rows:
     yield "input channels", checkpoint.channels
     for key, shown in (
         ("features_per_stage", "features of the stages"),
-        ("n_blocks_per_stage", "residual blocks of the stages"),
+        ("n_blocks_per_stage", f"{_blocks(checkpoint)} blocks of the stages"),
         ("n_conv_per_stage", "convolutions of the stages"),
         ("n_conv_per_stage_decoder", "convolutions of the decoder's stages"),
+        ("n_blocks_per_stage_decoder", "transformer blocks of the decoder's stages"),
+        ("num_heads", "attention heads of the stages"),
+        ("windows", "attention windows of the stages, tokens"),
         ("strides", "strides"),
         ("kernel_sizes", "kernels"),
     ):

@@ -12,12 +12,14 @@ import safetensors.torch
 import torch
 from rich.console import Console
 
+from nnssl_mae.backbones import backbone_of
 from nnssl_mae.checkpoints.adaptation_plan import PLANS_KEYS, make_adaptation_plan
 from nnssl_mae.checkpoints.describe import Checkpoint
 from nnssl_mae.checkpoints.hub import is_hub
 from nnssl_mae.checkpoints.load import load_content
 from nnssl_mae.checkpoints.locate import Source, locate
 from nnssl_mae.checkpoints.names import under_one_name, with_aliases
+from nnssl_mae.checkpoints.nnssl_primus import OUR_TRAINER, released_name, released_plan, released_weights
 from nnssl_mae.checkpoints.read import read_checkpoint
 from nnssl_mae.console import say
 from nnssl_mae.errors import UserError
@@ -40,11 +42,17 @@ from nnssl_mae.export.place import (
 from nnssl_mae.files import as_json
 from nnssl_mae.networks.planned import network_shape
 from nnssl_mae.plans import CONFIGURATION
+from nnssl_mae.scans.preprocess import BeyondStock
 
 __all__ = ["CardWishes", "Form", "export_checkpoint"]
 
 Form = Literal["nnunet", "nnssl", "safetensors"]
 _BLOCK = "nnssl_mae"
+_FOREIGN = {
+    "amaes_unet": "AMAES's U-Net with max pooling",
+    "nnformer": "an nnFormer",
+    "primus": "a Primus under the names of nnssl_mae",
+}
 
 
 def export_checkpoint(
@@ -106,15 +114,29 @@ def _check_pretraining(checkpoint: Checkpoint, source: Source, form: Form) -> No
     broken = [name for name, tensor in under_one_name(checkpoint.weights)[0].items() if not tensor.isfinite().all()]
     if broken:
         raise UserError(f"{source.shown} holds nan or infinite values ({broken[0]}); export an earlier checkpoint")
-    name = checkpoint.architecture["network_class_name"].rsplit(".", 1)[-1]
-    if form != "safetensors" and name == "AmaesUNet":
-        whose = "nnssl" if form == "nnssl" else "nnU-Net"
-        raise UserError(
-            f"{source.shown} holds AMAES's U-Net with max pooling, which {whose} does not know; use --format "
-            "safetensors, and `nnssl-mae adapt` to fine-tune it"
-        )
+    _check_others_know_it(checkpoint, source, form)
     if form == "nnunet":
         _check_stock_takes_it(checkpoint, source)
+
+
+def _check_others_know_it(checkpoint: Checkpoint, source: Source, form: Form) -> None:
+    backbone = backbone_of(checkpoint.architecture)
+    if backbone.is_stock or form == "safetensors":
+        return
+    instead = "use --format safetensors, and `nnssl-mae adapt` to fine-tune it"
+    if form == "nnunet" or backbone.name != "primus":
+        whose = "nnssl" if form == "nnssl" else "nnU-Net"
+        raise UserError(f"{source.shown} holds {_FOREIGN[backbone.name]}, which {whose} does not know; {instead}")
+    if released_name(checkpoint.architecture) is None:
+        raise UserError(
+            f"{source.shown} holds a Primus that is none of the sizes S, B, M and L with tokens of 8x8x8 voxels, so "
+            f"nnssl has no name for it; {instead}"
+        )
+    if checkpoint.beyond_stock != BeyondStock():
+        raise UserError(
+            f"{source.shown} was trained on clipped or cropped scans, which nnssl's form of a Primus cannot say; "
+            f"{instead}"
+        )
 
 
 def _check_stock_takes_it(checkpoint: Checkpoint, source: Source) -> None:
@@ -141,15 +163,19 @@ def _write(
 ) -> None:
     block = content.get(_BLOCK)
     block = block if checkpoint.origin.format == "nnssl_mae" else None  # the reader checked that of ours
-    plan = _plain(_adaptation_plan(checkpoint))
     drawn = None if wishes.preview is None else picture(wishes.preview)
-    exported = checkpoint if form == "safetensors" else _without_tokens(checkpoint)
+    exported = checkpoint if form == "safetensors" else _that_others_name(checkpoint)
     text = pretraining_card(exported, about, block["recipe"] if block else None, form, drawn is not None)
+    plan = _plain(_adaptation_plan(checkpoint))
+    renamed = released_name(checkpoint.architecture) if form == "nnssl" else None
+    if renamed:
+        plan = released_plan(plan, renamed)
     with whole_folder(out) as folder:
         if form == "safetensors":
             _write_safetensors(exported, plan, block, about, folder / TENSORS)
         else:
-            write_torch(_torch_content(exported, plan, block, about), folder / CHECKPOINT)
+            torch_content = _torch_content(exported, plan, block, about)
+            write_torch(_as_released(torch_content) if renamed else torch_content, folder / CHECKPOINT)
         (folder / PLAN).write_bytes(as_json(plan))
         _check_read_back(folder, exported, out)
         (folder / CARD).write_text(text, encoding="utf-8")
@@ -162,14 +188,36 @@ def _check_read_back(folder: Path, exported: Checkpoint, out: Path) -> None:
     again = read_checkpoint(folder)
     one, other = (under_one_name(checkpoint.weights)[0] for checkpoint in (exported, again))
     same = one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
-    if not same or _plain(_adaptation_plan(exported)) != _plain(_adaptation_plan(again)):
+    if not same or _comparable(exported) != _comparable(again):
         raise UserError(f"{out} was not written: read back, it was not what had been exported; try another disk")
 
 
-def _without_tokens(checkpoint: Checkpoint) -> Checkpoint:
-    """Encoder and decoder: nnssl and nnU-Net know no names for what else a pre-training has."""
-    kept = {name: tensor for name, tensor in checkpoint.weights.items() if name.startswith(("encoder.", "decoder."))}
+def _comparable(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Its plan without what nnssl's form of a Primus does not say and nobody needs to use the weights."""
+    plan = _plain(_adaptation_plan(checkpoint))
+    arguments = plan["architecture_plans"]["arch_kwargs"]
+    for unsaid in ("drop_path", "num_register_tokens"):  # the first is of a training, the weights tell the second
+        arguments.pop(unsaid, None)
+    plan["pretrain_plan"]["configurations"] = list(plan["pretrain_plan"]["configurations"].values())
+    return plan
+
+
+def _that_others_name(checkpoint: Checkpoint) -> Checkpoint:
+    """Encoder and decoder: nnssl and nnU-Net know no names for what else a pre-training has.
+
+    But nnssl does for the transformer that fills in dropped tokens, and for the token in their places.
+    """
+    parts = ["encoder.", "decoder."]
+    if any(name.startswith("token_decoder.") for name in checkpoint.weights):
+        parts += ["token_decoder.", "mask_tokens."]
+    kept = {name: tensor for name, tensor in checkpoint.weights.items() if name.startswith(tuple(parts))}
     return replace(checkpoint, weights=kept)
+
+
+def _as_released(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A Primus as nnssl's own files hold it. Our block stays out: it stands for files with our names."""
+    renamed = released_weights(content["network_weights"])
+    return {key: value for key, value in content.items() if key != _BLOCK} | {"network_weights": renamed}
 
 
 def _adaptation_plan(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -203,7 +251,7 @@ def _torch_content(
     content: dict[str, Any] = {
         "network_weights": with_aliases(_copies(checkpoint.weights), checkpoint.architecture),
         "init_args": {"configuration_name": configuration},
-        "trainer_name": "nnUNetTrainerMAE" if block else (origin.method or "unknown"),
+        "trainer_name": OUR_TRAINER if block else (origin.method or "unknown"),
         "nnssl_adaptation_plan": plan,
         "citations": list(origin.citations),
         card_facts.KEY: about.as_json(),

@@ -36,11 +36,26 @@ def pretraining_network(
     encoder = stock.encoder
     if network.skips:
         freeze_unused_heads(stock)
-        return PretrainingNetwork(encoder, stock.decoder, channels, network, hidden_value)
+        kind = TransformerPretrainingNetwork if network.is_transformer else PretrainingNetwork
+        return kind(encoder, stock.decoder, channels, network, hidden_value)
     convs = list(architecture["arch_kwargs"]["n_conv_per_stage_decoder"])
     decoder = SkipFreeDecoder(encoder, channels, [1] * len(convs) if network.decoder == "light" else convs)
     decoder.apply(InitWeights_He(1e-2))
     return PretrainingNetwork(encoder, decoder, channels, network, hidden_value)
+
+
+def visible_blocks(network: NetworkRecipe, hidden: torch.Tensor) -> int | None:
+    """A number that spares a network a question to the device, from a mask (B, 1, d, h, w) that lies on the CPU.
+
+    A packed encoder asks for the visible blocks of the whole batch, one that drops tokens for those of each sample if
+    all have as many. None for others.
+    """
+    if network.sparse == "packed":
+        return int((~hidden).sum())
+    if network.drops_tokens:
+        counts = (~hidden).flatten(1).sum(dim=1).tolist()
+        return int(counts[0]) if len(set(counts)) == 1 else None
+    return None
 
 
 class PretrainingNetwork(nn.Module):
@@ -83,8 +98,8 @@ class PretrainingNetwork(nn.Module):
         Args:
             volumes: (B, C, D, H, W).
             hidden: bool (B, 1, d, h, w), True = hidden.
-            visible_blocks: of the whole batch, or more. Only a packed encoder asks, and without it waits for the
-                device.
+            visible_blocks: what :func:`visible_blocks` says of ``hidden``; networks that use it wait for the device
+                without it.
 
         Returns:
             (B, C, D, H, W).
@@ -141,6 +156,52 @@ class PretrainingNetwork(nn.Module):
             result: torch.Tensor = checkpoint(function, *arguments, use_reentrant=False)
             return result
         return function(*arguments)
+
+
+class TransformerPretrainingNetwork(PretrainingNetwork):
+    """The same with a transformer, whose encoder and decoder are called as a whole.
+
+    Voxels are hidden before the stem. Where the recipe says so, the tokens of hidden blocks are dropped, and a learned
+    one takes their place before the blocks of ``token_decoder`` (He et al. 2022, arXiv 2111.06377), or it replaces
+    them before the first block of the encoder (SimMIM, arXiv 2111.09886).
+    """
+
+    def __init__(self, encoder: Any, decoder: Any, channels: int, network: NetworkRecipe, *arguments: Any) -> None:
+        super().__init__(encoder, decoder, channels, network, *arguments)
+        self.hidden_tokens = network.transformer.hidden_tokens
+        if self.hidden_tokens is not None:
+            token = torch.randn(1, encoder.output_channels[0], 1, 1, 1) * _TOKEN_STD
+            self.mask_tokens = nn.ParameterDict({"0": token})
+        if self.hidden_tokens == "drop":
+            # Primus needs timm, which takes two seconds to import.
+            from nnssl_mae.networks.token_decoder import TokenDecoder
+
+            self.token_decoder = TokenDecoder(encoder, network.transformer.decoder_blocks)
+
+    def encode(
+        self, shown: torch.Tensor, hidden: torch.Tensor, visible_blocks: int | None = None
+    ) -> list[torch.Tensor]:
+        """Features of each resolution, highest first; zero at dropped tokens."""
+        if self.hidden_tokens is None:
+            features: list[torch.Tensor] = self.encoder(shown)
+            return features
+        from nnssl_mae.networks.primus_tokens import encode_replaced, encode_visible
+
+        if self.hidden_tokens == "drop":
+            return [encode_visible(self.encoder, shown, hidden, visible_blocks)]
+        return [encode_replaced(self.encoder, shown, hidden, self.mask_tokens["0"])]
+
+    def fill(self, features: list[torch.Tensor], hidden: torch.Tensor) -> list[torch.Tensor]:
+        """Puts the learned token where tokens were dropped, and lets the blocks of the token decoder see all."""
+        if self.hidden_tokens != "drop":
+            return features
+        (filled,) = super().fill(features, hidden)
+        return [self.token_decoder(filled)]
+
+    def decode(self, features: list[torch.Tensor]) -> torch.Tensor:
+        """From features of each resolution, highest first, to a reconstruction."""
+        reconstruction: torch.Tensor = self.decoder(features)
+        return reconstruction
 
 
 def _has_stem(encoder: Any) -> bool:

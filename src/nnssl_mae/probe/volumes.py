@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nnssl_mae.backbones import divisors
 from nnssl_mae.catalogue.find import Scan
 from nnssl_mae.catalogue.read import ScanProblem
 from nnssl_mae.checkpoints.describe import Checkpoint
@@ -18,6 +19,7 @@ from nnssl_mae.evaluation.reconstruct import preprocessing_plans
 from nnssl_mae.probe.labels import LabelMap, read_labels
 from nnssl_mae.scans.foreground import foreground_mask
 from nnssl_mae.scans.preprocess import Preprocessed, preprocess
+from nnssl_mae.sizes import are_multiples
 
 _ASSUMED_EDGE = 96  # voxels of a patch
 _RESAMPLING = {"order": 3, "order_z": 0, "force_separate_z": None}
@@ -80,18 +82,13 @@ def usable(checkpoint: Checkpoint, path: object) -> tuple[Checkpoint, list[str]]
         checkpoint = replace(checkpoint, architecture=architecture)
         notes.append("The file does not tell the strides of its network: 2 after the first stage are assumed.")
     if not checkpoint.is_preprocessing_known:
-        edges = [_multiple(_ASSUMED_EDGE, divisor) for divisor in _divisors(checkpoint)]
+        edges = [_multiple(_ASSUMED_EDGE, divisor) for divisor in divisors(checkpoint.architecture)]
         checkpoint = replace(checkpoint, plans=dict(_ASSUMED_PLANS), data={**_ASSUMED_DATA, "patch_size": edges})
         notes.append(
             "The file does not tell how its scans were preprocessed: 1 mm, z-score and RAS are assumed, and if that is "
             "wrong, all numbers here are too low."
         )
     return checkpoint, notes
-
-
-def _divisors(checkpoint: Checkpoint) -> list[int]:
-    strides = [np.broadcast_to(stride, 3) for stride in checkpoint.architecture["arch_kwargs"]["strides"]]
-    return [int(size) for size in np.prod(strides, axis=0)]
 
 
 def _multiple(edge: int, divisor: int) -> int:
@@ -105,10 +102,11 @@ def patch_of(checkpoint: Checkpoint, path: object) -> tuple[int, ...]:
         UserError: the network cannot divide it.
     """
     patch = tuple(int(edge) for edge in checkpoint.data["patch_size"])
-    if any(edge % divisor for edge, divisor in zip(patch, _divisors(checkpoint), strict=True)):
+    units = divisors(checkpoint.architecture)
+    if not are_multiples(patch, units):
         raise UserError(
             f"{path} describes a patch of {list(patch)} voxels, which its network cannot divide by "
-            f"{_divisors(checkpoint)}; the description is damaged"
+            f"{list(units)}; the description is damaged"
         )
     return patch
 

@@ -160,9 +160,16 @@ def _refuse_two_values(given: Mapping[str, int], changes: Sequence[str]) -> None
             raise UserError(f"--{key.rpartition('.')[2]} and --set {key} decide the same value; leave one out")
 
 
+def default_schedule(from_scratch: bool, transformer: bool = False) -> str:
+    """Name of the recipe for pre-trained weights, or for their control from scratch."""
+    if transformer:
+        return "transformer_scratch" if from_scratch else "transformer"
+    return "scratch" if from_scratch else "warmup"
+
+
 def finetune_recipe(from_scratch: bool, epochs: int, iterations: int) -> FinetuneRecipe:
-    """The default for pre-trained weights, or its control from scratch."""
-    return load_finetune_recipe("scratch" if from_scratch else "warmup", epochs, iterations)
+    """The default of U-Nets for pre-trained weights, or its control from scratch."""
+    return load_finetune_recipe(default_schedule(from_scratch), epochs, iterations)
 
 
 def load_any_recipe(

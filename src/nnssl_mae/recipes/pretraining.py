@@ -39,12 +39,34 @@ class DataRecipe(FrozenRecipe):
     found by brightness; smaller where air is noisy, but stock nnU-Net cannot repeat it when it predicts."""
 
 
+class TransformerRecipe(FrozenRecipe):
+    """What transformers need besides the sizes of all networks; without effect on U-Nets."""
+
+    heads: int = Field(3, ge=1, le=128)
+    """Attention heads of the first stage; they double with the stages, as the channels do."""
+    stem_stride: Size3 = (4, 4, 4)
+    """Voxels of a token along each axis."""
+    strides: tuple[Size3, ...] = ((2, 2, 2), (2, 2, 2), (2, 2, 2))
+    """Of each stage after the first, in tokens (``nnformer``)."""
+    windows: Annotated[tuple[Size3, ...], Field(min_length=1)] = ((4, 4, 4),)
+    """Tokens of an attention window in each stage (``nnformer``); the last repeats if there are more stages."""
+    hidden_tokens: Literal["drop", "replace"] | None = None
+    """``drop``: the encoder never sees tokens of hidden blocks, and is faster by them. ``replace``: a learned token
+    takes their place (SimMIM). Both are for ``primus``; none hides voxels only."""
+    decoder_blocks: int = Field(2, ge=1, le=64)
+    """Transformer blocks that fill in dropped tokens, for pre-training only."""
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    """Share of the samples for which the last block is left out in a step; earlier blocks in proportion."""
+
+
 class NetworkRecipe(FrozenRecipe):
     """The network and its sizes. Strides and kernels come from nnU-Net's planner functions for this patch."""
 
-    backbone: Literal["resenc", "plain", "amaes_unet"] = "resenc"
+    backbone: Literal["resenc", "plain", "amaes_unet", "nnformer", "primus"] = "resenc"
     """``resenc``: nnU-Net's Residual Encoder U-Net. ``plain``: nnU-Net's U-Net with strided convolutions.
-    ``amaes_unet``: the U-Net with max pooling of AMAES; models with it need this package to predict."""
+    ``amaes_unet``: the U-Net with max pooling of AMAES. ``nnformer``: the window transformer of Zhou et al. 2023.
+    ``primus``: the plain vision transformer of Wald et al. 2025. Models with the last three need this package to
+    predict."""
     patch_size: Size3 | Literal["planner"] = (160, 160, 160)
     """Voxels. ``planner`` leaves patch, batch and network to nnU-Net's own plan."""
     batch_size: int = Field(8, ge=1)
@@ -54,12 +76,14 @@ class NetworkRecipe(FrozenRecipe):
     max_features: int = Field(320, ge=1, le=4096)
     """Upper limit of the channels of a stage."""
     blocks_per_stage: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 3, 4, 6, 6, 6)
-    """Residual blocks (``resenc``) or convolutions of each encoder stage; the last number repeats if the patch allows
-    more stages."""
+    """Residual blocks (``resenc``), convolutions or transformer blocks of each encoder stage; the last number repeats
+    if the patch allows more stages."""
     convs_per_decoder_stage: int = Field(1, ge=1)
-    """Convolutions of each decoder stage."""
+    """Convolutions, or transformer blocks, of each decoder stage."""
     max_stages: int | None = Field(None, ge=2)
     """Upper limit of the number of stages; none leaves it to the patch size."""
+    transformer: TransformerRecipe = TransformerRecipe()
+    """What transformers need besides."""
     decoder: Literal["stock", "light"] = "stock"
     """``stock``: nnU-Net's decoder. ``light``: per level one transposed convolution and one convolution, without
     skip connections, thrown away after pre-training."""
@@ -75,6 +99,16 @@ class NetworkRecipe(FrozenRecipe):
     checkpoint_activations: bool = False
     """Recompute the activations of each encoder and decoder stage in the backward pass: about a third more time, much
     less memory, the same result."""
+
+    @property
+    def is_transformer(self) -> bool:
+        """Whether ``transformer`` counts."""
+        return self.backbone in ("nnformer", "primus")
+
+    @property
+    def drops_tokens(self) -> bool:
+        """Whether the encoder sees the tokens of visible blocks only."""
+        return self.is_transformer and self.transformer.hidden_tokens == "drop"
 
 
 class SamplingRecipe(FrozenRecipe):
@@ -261,7 +295,36 @@ def _check_sizes(recipe: Recipe) -> None:
         raise ValueError(f"masking.ratio {list(ratio)} must be [low, high]; did you mean [{ratio[1]}, {ratio[0]}]?")
 
 
+def _check_transformer(network: NetworkRecipe, masking: MaskingRecipe) -> None:
+    transformer, backbone = network.transformer, network.backbone
+    if not network.is_transformer:
+        if transformer != TransformerRecipe():
+            raise ValueError(
+                f"network.transformer has no effect on '{backbone}': leave it out, or set network.backbone to nnformer "
+                "or primus"
+            )
+        return
+    for key, off in (("sparse", False), ("skips", True), ("densify", False), ("checkpoint_activations", False)):
+        if getattr(network, key) != off:
+            raise ValueError(f"network.{key} is made for U-Nets: set it to {str(off).lower()} for '{backbone}'")
+    if backbone == "nnformer" and transformer.hidden_tokens is not None:
+        raise ValueError("network.transformer.hidden_tokens is for 'primus': nnFormer's stem mixes neighbouring tokens")
+    if network.max_stages is not None:
+        raise ValueError(f"network.max_stages is made for U-Nets: set it to none for '{backbone}'")
+    if transformer.hidden_tokens is None:
+        return
+    if masking.hidden_value == "token":
+        raise ValueError("masking.hidden_value 'token' would never be seen with hidden tokens: set it to 'zero'")
+    if any(masking.block_size % edge for edge in transformer.stem_stride):
+        nearest = max(1, round(masking.block_size / max(transformer.stem_stride))) * max(transformer.stem_stride)
+        raise ValueError(
+            f"masking.block_size {masking.block_size} is no whole number of tokens of "
+            f"{list(transformer.stem_stride)} voxels; the nearest that is: {nearest}"
+        )
+
+
 def _check_network(network: NetworkRecipe, masking: MaskingRecipe) -> None:
+    _check_transformer(network, masking)
     if network.patch_size == "planner" and network.backbone != "resenc":
         raise ValueError(
             f"network.patch_size 'planner' is nnU-Net's plan of a Residual Encoder U-Net: give three numbers for "

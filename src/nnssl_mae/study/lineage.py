@@ -11,7 +11,8 @@ from typing import Any
 from nnssl_mae.downstream.preprocessed import FINGERPRINT
 from nnssl_mae.errors import UserError
 from nnssl_mae.plans import CONFIGURATION, STOCK_PLANS
-from nnssl_mae.recipes.finetuning import finetuning_folder, load_finetune_recipe
+from nnssl_mae.recipes.finetuning import default_schedule, finetuning_folder, load_finetune_recipe
+from nnssl_mae.recipes.reading import load_recipe
 from nnssl_mae.study.budget import stock_trainer
 from nnssl_mae.study.contents import Contents
 from nnssl_mae.study.model import Arm, Study
@@ -243,11 +244,17 @@ class Lineages:
     def own_candidate(self, name: str) -> Candidate:
         """How the study file says that an arm is fine-tuned."""
         arm = self._study.arms[name]
-        schedule = arm.schedule if isinstance(arm.schedule, str) else "scratch" if arm.scratch else "warmup"
+        schedule = arm.schedule if isinstance(arm.schedule, str) else self._usual_schedule(arm)
         changes = dict(arm.set)
         if arm.peak_learning_rate is not None:
             changes["peak_learning_rate"] = arm.peak_learning_rate
         return Candidate(self.finetuning_word(schedule), assignments(changes))
+
+    def _usual_schedule(self, arm: Arm) -> str:
+        """By the network of the arm's recipe; a checkpoint's is not known before it is there, and taken for a U-Net."""
+        word = (arm if arm.scratch is None else self._study.arms[arm.scratch]).recipe
+        recipe = None if word is None else load_recipe(recipe_word(word, self._folder))
+        return default_schedule(arm.scratch is not None, recipe is not None and recipe.network.is_transformer)
 
 
 def _schedule(candidate: Candidate) -> Command:

@@ -14,6 +14,7 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
+from nnssl_mae.backbones import backbone_of, head_scales
 from nnssl_mae.checkpoints.transfer import load_into
 from nnssl_mae.downstream.preprocessed import FINGERPRINT, missing_cases
 from nnssl_mae.errors import UserError
@@ -83,6 +84,14 @@ class nnUNetTrainerMAEFinetune(OneHeadTrainer):
                 f"Deep supervision needs a network of {_LEAST_STAGES} stages or more, and that of the plans "
                 f"'{plans['plans_name']}' has {stages}; write them again with --set deep_supervision=false"
             )
+
+    def _get_deep_supervision_scales(self) -> list[list[float]] | None:
+        """As stock; of a transformer the resolutions that its heads have."""
+        architecture = self.configuration_manager.configuration["architecture"]
+        if not self.enable_deep_supervision or backbone_of(architecture).is_convolutional:
+            scales: list[list[float]] | None = super()._get_deep_supervision_scales()
+            return scales
+        return head_scales(architecture)
 
     def initialize(self) -> None:
         """As stock; remembers the initial weights to notice when something else replaces them."""

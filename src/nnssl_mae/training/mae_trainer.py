@@ -23,7 +23,7 @@ from nnssl_mae.errors import ResumableError, UserError
 from nnssl_mae.evaluation.preview import PreviewCase, draw_preview
 from nnssl_mae.files import short_hash, write_json
 from nnssl_mae.masking import hidden_voxels
-from nnssl_mae.networks.pretraining import pretraining_network
+from nnssl_mae.networks.pretraining import pretraining_network, visible_blocks
 from nnssl_mae.objectives import denormalise_blocks, reconstruction_loss, reconstruction_metrics
 from nnssl_mae.patches.dataset import VolumeDataset
 from nnssl_mae.patches.faults import DamagedCases
@@ -228,7 +228,7 @@ class nnUNetTrainerMAE(OneHeadTrainer):
         """Reconstruction of a batch that lies on the device; by another form of the network where one is given."""
         with self._number_format():
             prediction: torch.Tensor = (network or self.network)(
-                batch["data"], batch["hidden"], batch.get("visible_blocks")
+                batch["data"], batch["hidden"], batch["visible_blocks"]
             )
         return prediction
 
@@ -239,9 +239,8 @@ class nnUNetTrainerMAE(OneHeadTrainer):
         return torch.autocast("cuda", dtype=torch.float16 if precision == "fp16" else torch.bfloat16)
 
     def _on_device(self, batch: Batch) -> Batch:
-        if self.recipe.network.sparse == "packed":
-            # Counted here, where it lies on the CPU: asking the device would wait for it.
-            batch = batch | {"visible_blocks": int((~batch["hidden"]).sum())}
+        # Counted here, where it lies on the CPU: asking the device would wait for it.
+        batch = batch | {"visible_blocks": visible_blocks(self.recipe.network, batch["hidden"])}
         batch = {
             key: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
             for key, value in batch.items()

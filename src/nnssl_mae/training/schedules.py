@@ -24,6 +24,9 @@ Part = Literal["all", "decoder"]
 Shape = Literal["rise", "polynomial", "cosine"]
 _EXPONENT = 0.9
 _LAYER = re.compile(r"encoder\.(stem|stages\.\d+)\.")
+_STAGE = re.compile(r"encoder\.stages\.(\d+)\.")
+_BESIDE_THE_STEM = ("encoder.position", "encoder.register_")  # of Primus, added to what the stem makes
+_AFTER_THE_STAGES = "encoder.norm."
 _OUR_GROUP_KEYS = ("name", "factor")
 
 
@@ -150,9 +153,9 @@ def parameter_groups(network: nn.Module, recipe: FinetuneRecipe) -> list[dict[st
         UserError: layer decay is wanted and the encoder is not made of a stem and stages.
     """
     named = dict(bare_network(network).named_parameters())  # one name a tensor
-    layers = {name: _group_of(name, recipe.layer_decay) for name in named}
-    stages = {layer for layer in layers.values() if layer.startswith("encoder.stages.")}
-    factors = group_factors(recipe.layer_decay, len(stages), "encoder.stem" in layers.values())
+    stages = 1 + max((int(match[1]) for match in map(_STAGE.match, named) if match), default=-1)
+    layers = {name: _group_of(name, recipe.layer_decay, stages) for name in named}
+    factors = group_factors(recipe.layer_decay, stages, "encoder.stem" in layers.values())
     return [
         {
             "name": group,
@@ -164,11 +167,15 @@ def parameter_groups(network: nn.Module, recipe: FinetuneRecipe) -> list[dict[st
     ]
 
 
-def _group_of(name: str, layer_decay: float) -> str:
+def _group_of(name: str, layer_decay: float, stages: int) -> str:
     if not is_encoder(name):
         return "decoder"
     if layer_decay == 1:
         return "encoder"
+    if name.startswith(_BESIDE_THE_STEM):
+        return "encoder.stem"
+    if name.startswith(_AFTER_THE_STAGES):
+        return f"encoder.stages.{stages - 1}"
     match = _LAYER.match(name)
     if match is None:
         raise UserError(f"layer_decay needs an encoder of a stem and stages; this one has {name}: set it to 1")

@@ -1,0 +1,59 @@
+"""Another network under a recipe: what of it belongs to the network and how that is trained, and what to the method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from nnssl_mae.recipes.pretraining import Recipe
+from nnssl_mae.recipes.reading import assignments, changed_summary, load_recipe, override
+
+_OF_THE_NETWORK = (
+    "backbone",
+    "base_features",
+    "max_features",
+    "blocks_per_stage",
+    "convs_per_decoder_stage",
+    "max_stages",
+    "transformer",
+)
+
+
+def backbone_changes(name_or_file: str) -> dict[str, Any]:
+    """Dotted keys and values that give any recipe the network of another, with its optimiser and warm-up.
+
+    The method stays: patch and batch, what is hidden, how the encoder treats it, loss, augmentation, length. A method
+    that the network cannot do is refused when the recipe is checked.
+
+    Args:
+        name_or_file: a shipped recipe such as ``nnformer`` or ``primus_m``, or a YAML file.
+
+    Raises:
+        UserError: no such recipe, or one that is not valid.
+    """
+    recipe = load_recipe(name_or_file)
+    network = recipe.network.model_dump(include=set(_OF_THE_NETWORK))
+    changes = {f"network.{key}": network[key] for key in _OF_THE_NETWORK}
+    changes |= {f"optimiser.{key}": value for key, value in recipe.optimiser.model_dump().items()}
+    changes["schedule.warmup_epochs"] = recipe.schedule.warmup_epochs
+    return changes
+
+
+def load_with_backbone(name_or_file: str, backbone: str | None, changes: Sequence[str] = ()) -> Recipe:
+    """As :func:`load_recipe`, with the network of another recipe where one is named; ``changes`` are made last.
+
+    Raises:
+        UserError: what loading either raises, or a method that the network cannot do.
+    """
+    if backbone is None:
+        return load_recipe(name_or_file, changes)
+    recipe, assigned = load_recipe(name_or_file), assignments(changes, Recipe)
+    made = backbone_changes(backbone) | assigned
+    if "summary" not in assigned:
+        made["summary"] = changed_summary(recipe.summary, [network_of(backbone), *assigned])
+    return override(recipe, made)
+
+
+def network_of(backbone: str) -> str:
+    """How a summary tells of it."""
+    return f"network of {backbone}"

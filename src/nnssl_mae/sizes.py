@@ -1,0 +1,20 @@
+"""Sizes along three axes: in words, and the nearest that a network or a mask can take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def sizes_in_words(numbers: Sequence[int]) -> str:
+    """Such as ``160x160x160``."""
+    return "x".join(str(int(number)) for number in numbers)
+
+
+def nearest_multiples(sizes: Sequence[int], units: Sequence[int]) -> list[int]:
+    """For each size the nearest multiple of its unit, at least one unit."""
+    return [max(unit, round(size / unit) * unit) for size, unit in zip(sizes, units, strict=True)]
+
+
+def are_multiples(sizes: Sequence[int], units: Sequence[int]) -> bool:
+    """Whether each size is a multiple of its unit."""
+    return all(size % unit == 0 for size, unit in zip(sizes, units, strict=True))
