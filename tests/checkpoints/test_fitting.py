@@ -198,3 +198,29 @@ def test_impossible_maps_are_refused(channel_map, sentence: str) -> None:
 def test_possible_maps_are_not() -> None:
     for channel_map in ([0, 1], [1, 0], [0, None], [None, 1], [0, 0]):
         check_channel_map(channel_map, old=2, new=2)
+
+
+def test_positions_on_the_same_grid_are_copied_exactly() -> None:
+    position = torch.randn(1, 5, 2, 3, 4, dtype=torch.float64)
+    fitted = fit(position, position.shape, "position")
+    assert fitted is not None
+    assert torch.equal(fitted.tensor, position)
+    assert fitted.how == ""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_positions_on_another_grid_are_interpolated_between_the_centres_of_tokens(dtype: torch.dtype) -> None:
+    """What grows linearly over a patch still does, apart from the border; what is the same everywhere stays."""
+    centres = (torch.arange(4) + 0.5) / 4
+    position = torch.stack((centres.expand(2, 4, 4), torch.full((2, 4, 4), 3.0)))[None].to(dtype)
+    fitted = fit(position, (1, 2, 3, 4, 8), "position")
+    assert fitted is not None
+    assert fitted.how == "positions of 2x4x4 tokens interpolated to 3x4x8"
+    assert fitted.tensor.dtype == dtype
+    finer = ((torch.arange(8) + 0.5) / 8).to(dtype).expand(3, 4, 8)
+    torch.testing.assert_close(fitted.tensor[0, 0, :, :, 1:-1], finer[..., 1:-1])
+    assert (fitted.tensor[0, 1] == 3).all()
+
+
+def test_positions_of_another_width_have_no_rule() -> None:
+    assert fit(torch.zeros(1, 2, 2, 2, 2), (1, 3, 4, 4, 4), "position") is None

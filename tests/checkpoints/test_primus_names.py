@@ -12,7 +12,6 @@ from einops import rearrange
 from nnssl_mae.checkpoints.primus_names import (
     from_stock,
     primus_arguments,
-    resized_position,
     stock_mask_token,
     to_stock,
     with_first_axes_swapped,
@@ -80,27 +79,6 @@ def test_a_tensor_that_primus_does_not_have_is_refused() -> None:
 def test_positions_of_another_patch_are_refused() -> None:
     with pytest.raises(UserError, match="24 tokens and a patch of 2x2x4"):
         from_stock(stock().state_dict(), (2, 2, 4))
-
-
-def test_positions_on_the_same_grid_are_copied_exactly() -> None:
-    position = torch.randn(1, 5, *GRID, dtype=torch.float64)
-    resized = resized_position(position, GRID)
-    assert torch.equal(resized, position)
-    resized.fill_(0)
-    assert position.abs().min() > 0
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_positions_on_another_grid_are_interpolated_between_the_centres_of_tokens(dtype: torch.dtype) -> None:
-    """What grows linearly over a patch still does, apart from the border; what is the same everywhere stays."""
-    centres = (torch.arange(4) + 0.5) / 4
-    position = torch.stack((centres.expand(2, 4, 4), torch.full((2, 4, 4), 3.0)))[None].to(dtype)
-    resized = resized_position(position, (3, 4, 8))
-    assert resized.shape == (1, 2, 3, 4, 8)
-    assert resized.dtype == dtype
-    finer = ((torch.arange(8) + 0.5) / 8).to(dtype).expand(3, 4, 8)
-    torch.testing.assert_close(resized[0, 0, :, :, 1:-1], finer[..., 1:-1])
-    assert (resized[0, 1] == 3).all()
 
 
 def test_a_network_that_counts_tokens_along_the_second_axis_first_is_brought_into_our_order() -> None:

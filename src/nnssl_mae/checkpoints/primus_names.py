@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from nnssl_mae.errors import UserError
 from nnssl_mae.sizes import sizes_in_words
@@ -96,22 +95,6 @@ def stock_mask_token(weights: Mapping[str, torch.Tensor]) -> torch.Tensor | None
     """What stands for hidden tokens, (1, C, 1, 1, 1), or None where the stock weights do not say."""
     token = weights.get("mask_token")
     return None if token is None else token.reshape(1, -1, 1, 1, 1)
-
-
-def resized_position(position: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
-    """Learned positions for another grid of tokens, by trilinear interpolation between the centres of tokens.
-
-    Args:
-        position: (1, C, d, h, w).
-        grid: the new (d, h, w).
-
-    Returns:
-        (1, C, *grid) in memory of its own, of the same data type; an exact copy where the grid is the same.
-    """
-    if tuple(position.shape[2:]) == tuple(grid):
-        return position.detach().clone()
-    resized = F.interpolate(position.detach().float(), tuple(grid), mode="trilinear", align_corners=False)
-    return resized.to(position.dtype)
 
 
 def with_first_axes_swapped(weights: Mapping[str, torch.Tensor], heads: int) -> dict[str, torch.Tensor]:

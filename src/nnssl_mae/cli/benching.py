@@ -120,3 +120,27 @@ def end_to_end(
     from nnssl_mae.bench.end_to_end import bench_end_to_end
 
     bench_end_to_end(Console(), recipe, patch, batch, workers, device, repeats)
+
+
+@bench_app.command()
+def backbones(
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A recipe; may be given several times. Default mae, amaes, nnformer, nnformer_synapse, primus_s, "
+            "primus_m and primus_l."
+        ),
+    ] = None,
+    patch: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Edge of the patch in voxels; may be given several times. Default 96, 128 and 160.", min=8, max=1024
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Patches a step; numbers are for one of them.", min=1)] = 1,
+    json: Annotated[Path | None, typer.Option(help="File for all numbers.")] = None,
+) -> None:
+    """Networks of recipes: weights, arithmetic and memory of a pre-training step; computed, nothing is timed."""
+    from nnssl_mae.bench.backbones import PATCHES, RECIPES, BackboneOptions, bench_backbones
+
+    bench_backbones(Console(), BackboneOptions(recipe or RECIPES, patch or PATCHES, batch, json))

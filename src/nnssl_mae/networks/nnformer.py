@@ -113,24 +113,10 @@ class NnFormer(nn.Module):
         """The logits of volumes (B, channels, D, H, W), or a list of them, largest first, with deep supervision.
 
         Raises:
-            UserError: an edge of the volumes is not a multiple of ``divisor``.
+            UserError: an edge of the volumes is not a multiple of ``encoder.divisor``.
         """
         logits: torch.Tensor | list[torch.Tensor] = self.decoder(self.encoder(volumes))
         return logits
-
-    @property
-    def divisor(self) -> Shape:
-        """What each edge of the input must be a multiple of, in voxels."""
-        return self.encoder.divisor
-
-    @property
-    def deep_supervision_scales(self) -> list[list[float]]:
-        """The share of the input's resolution that each output has, largest first."""
-        scales, share = [], [1.0, 1.0, 1.0]
-        for stride in [(1, 1, 1), *self.encoder.strides[1:-1]]:
-            share = [value / step for value, step in zip(share, stride, strict=True)]
-            scales.append(share)
-        return scales if self.decoder.deep_supervision else scales[:1]
 
     @staticmethod
     def initialize(module: nn.Module) -> None:

@@ -47,9 +47,8 @@ PRESETS: Mapping[str, PrimusSize] = MappingProxyType(
 class Primus(nn.Module):
     """Input (B, input_channels, D, H, W) of one size, output (B, num_classes, D, H, W).
 
-    With deep supervision the output is a list of that one tensor, as there is only one resolution; a trainer that goes
-    by ``deep_supervision_scales`` leaves it off and gets the tensor. nnU-Net finds the class by the name in the plans,
-    so a model with it predicts only where this package is installed.
+    With deep supervision the output is a list of that one tensor, as there is only one resolution. nnU-Net finds the
+    class by the name in the plans, so a model with it predicts only where this package is installed.
     """
 
     def __init__(
@@ -119,16 +118,6 @@ class Primus(nn.Module):
         """The logits (B, num_classes, D, H, W), in a list if deep supervision is on."""
         logits: torch.Tensor | list[torch.Tensor] = self.decoder(self.encoder(volumes))
         return logits
-
-    @property
-    def deep_supervision_scales(self) -> list[list[float]]:
-        """One output, at the resolution of the input."""
-        return [[1.0, 1.0, 1.0]]
-
-    @property
-    def divisor(self) -> tuple[int, int, int]:
-        """The edges of a token in voxels."""
-        return self.encoder.token
 
     @staticmethod
     def initialize(module: nn.Module) -> None:
