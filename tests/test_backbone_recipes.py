@@ -41,6 +41,7 @@ def test_another_network_leaves_the_method_as_it_is() -> None:
         assert getattr(both, section) == getattr(method, section), section
     assert both.optimiser == network.optimiser
     assert both.schedule == method.schedule.model_copy(update={"warmup_epochs": network.schedule.warmup_epochs})
+    assert set(both.citation) == {*method.citation, *network.citation}
     kept = {"patch_size": method.network.patch_size, "batch_size": method.network.batch_size}
     assert both.network == network.network.model_copy(update=kept)
 

@@ -15,7 +15,7 @@ from nnssl_mae.backbones import divisors, planned_architecture, strides_that_shr
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import read_json, short_hash
 from nnssl_mae.recipes.pretraining import NetworkRecipe
-from nnssl_mae.sizes import are_multiples, nearest_multiples, sizes_in_words
+from nnssl_mae.sizes import are_multiples, nearest_multiples, sizes_in_words, stages_in_words
 
 PLANS_BLOCK = "nnssl_mae"
 PLANS_SCHEMA = 3
@@ -158,9 +158,8 @@ def describe_topology(configuration: Mapping[str, Any]) -> str:
     """Patch, stages and strides in one line for people."""
     kwargs = configuration["architecture"]["arch_kwargs"]
     strides = [sizes_in_words(stride) for stride in strides_that_shrink(kwargs["strides"])]
-    stages = "1 stage" if kwargs["n_stages"] == 1 else f"{kwargs['n_stages']} stages"
     return (
-        f"patch {sizes_in_words(configuration['patch_size'])}, {stages}, "
+        f"patch {sizes_in_words(configuration['patch_size'])}, {stages_in_words(kwargs['n_stages'])}, "
         f"features {'-'.join(map(str, kwargs['features_per_stage']))}, strides {' '.join(strides)}"
     )
 

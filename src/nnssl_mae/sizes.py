@@ -10,6 +10,11 @@ def sizes_in_words(numbers: Sequence[int]) -> str:
     return "x".join(str(int(number)) for number in numbers)
 
 
+def stages_in_words(number: int) -> str:
+    """``1 stage`` or ``6 stages``."""
+    return f"{number} stage{'' if number == 1 else 's'}"
+
+
 def nearest_multiples(sizes: Sequence[int], units: Sequence[int]) -> list[int]:
     """For each size the nearest multiple of its unit, at least one unit."""
     return [max(unit, round(size / unit) * unit) for size, unit in zip(sizes, units, strict=True)]

@@ -104,7 +104,7 @@ def _changes(published: Any, backbone: str | None, texts: list[str], short: Mapp
     given = [*([] if backbone is None else [network_of(backbone)]), *changes]
     if given and "summary" not in changes:
         changes["summary"] = changed_summary(published.summary, given)
-    return changes if backbone is None else backbone_changes(backbone) | changes
+    return changes if backbone is None else backbone_changes(published, backbone) | changes
 
 
 @app.command()

@@ -20,7 +20,7 @@ from nnssl_mae.downstream.inspection import Inspection, ModeSummary, orientation
 from nnssl_mae.downstream.labelled import Labelled
 from nnssl_mae.downstream.plan import Planned
 from nnssl_mae.downstream.wish import Wish
-from nnssl_mae.sizes import sizes_in_words
+from nnssl_mae.sizes import sizes_in_words, stages_in_words
 
 _UNKNOWN = "not known"
 _NOT_KEPT_OUT = "no labelled dataset, as far as the file says"
@@ -107,7 +107,7 @@ def _network(checkpoint: Checkpoint) -> str:
     name = short_name(checkpoint.architecture["network_class_name"])
     strides = kwargs.get("strides")
     steps = "strides not known" if not strides else "strides " + " ".join(map(_cube, strides_that_shrink(strides)))
-    stages = "1 stage" if kwargs["n_stages"] == 1 else f"{kwargs['n_stages']} stages"
+    stages = stages_in_words(kwargs["n_stages"])
     return f"{name}, {stages} of {'-'.join(map(str, kwargs['features_per_stage']))} features, {steps}"
 
 
@@ -139,7 +139,7 @@ def _of_plan(planned: Planned, labelled: Labelled) -> list[tuple[str, str]]:
         ("channels", ", ".join(f"{name}: {scheme}" for name, scheme in schemes)),
         ("voxels", _mm(configuration["spacing"])),
         ("patch", f"{sizes_in_words(configuration['patch_size'])}, batch {configuration['batch_size']}"),
-        ("network", f"{kwargs['n_stages']} stages, strides {strides}"),
+        ("network", f"{stages_in_words(kwargs['n_stages'])}, strides {strides}"),
         ("reader", f"{planned.plans['image_reader_writer']}, axes {_order(planned.plans['transpose_forward'])}"),
         ("GPU memory", f"{memory} ({planned.gpu_memory_how})"),
     ]

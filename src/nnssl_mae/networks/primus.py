@@ -7,6 +7,7 @@ knows from U-Nets. With the same weights both compute the same (``checkpoints/pr
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -96,9 +97,7 @@ class Primus(nn.Module):
             )
         token = _checked_token(strides[0], input_shape)
         _check_width(features_per_stage[0], num_heads[0])
-        from dynamic_network_architectures.architectures import primus  # imports timm: two seconds
-
-        stock: Any = primus.Primus(
+        stock: Any = _stock_class()(
             input_channels,
             features_per_stage[0],
             token,
@@ -278,6 +277,14 @@ class PrimusDecoder(nn.Module):
 
 def _call(function: Run, *arguments: Any) -> torch.Tensor:
     return function(*arguments)
+
+
+def _stock_class() -> Any:
+    """Imported when it is needed: it takes two seconds, and its own imports warn of what torch will drop."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        from dynamic_network_architectures.architectures.primus import Primus as Stock
+    return Stock
 
 
 def _checked_token(stride: Sequence[int], input_shape: Sequence[int]) -> tuple[int, int, int]:

@@ -19,14 +19,15 @@ _OF_THE_NETWORK = (
 )
 
 
-def backbone_changes(name_or_file: str) -> dict[str, Any]:
-    """Dotted keys and values that give any recipe the network of another, with its optimiser and warm-up.
+def backbone_changes(method: Recipe, name_or_file: str) -> dict[str, Any]:
+    """Dotted keys and values that give a recipe the network of another, with its optimiser and warm-up.
 
     The method stays: patch and batch, what is hidden, how the encoder treats it, loss, augmentation, length. A method
     that the network cannot do is refused when the recipe is checked.
 
     Args:
-        name_or_file: a shipped recipe such as ``nnformer`` or ``primus_m``, or a YAML file.
+        method: the recipe; both are to be cited.
+        name_or_file: of the network: a shipped recipe such as ``nnformer`` or ``primus_m``, or a YAML file.
 
     Raises:
         UserError: no such recipe, or one that is not valid.
@@ -36,6 +37,7 @@ def backbone_changes(name_or_file: str) -> dict[str, Any]:
     changes = {f"network.{key}": network[key] for key in _OF_THE_NETWORK}
     changes |= {f"optimiser.{key}": value for key, value in recipe.optimiser.model_dump().items()}
     changes["schedule.warmup_epochs"] = recipe.schedule.warmup_epochs
+    changes["citation"] = tuple(dict.fromkeys((*method.citation, *recipe.citation)))
     return changes
 
 
@@ -48,7 +50,7 @@ def load_with_backbone(name_or_file: str, backbone: str | None, changes: Sequenc
     if backbone is None:
         return load_recipe(name_or_file, changes)
     recipe, assigned = load_recipe(name_or_file), assignments(changes, Recipe)
-    made = backbone_changes(backbone) | assigned
+    made = backbone_changes(recipe, backbone) | assigned
     if "summary" not in assigned:
         made["summary"] = changed_summary(recipe.summary, [network_of(backbone), *assigned])
     return override(recipe, made)
