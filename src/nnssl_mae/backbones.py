@@ -152,7 +152,7 @@ BACKBONES: Mapping[str, Backbone] = MappingProxyType(
             ),
             Backbone(
                 "primus",
-                "nnssl_mae.networks.primus.Primus",
+                "nnssl_mae.networks.primus.PrimusNet",
                 _primus,
                 "encoder.stem.proj",
                 is_convolutional=False,

@@ -139,7 +139,7 @@ def test_every_tensor_of_a_primus_arrives_bit_equal(tmp_path: Path) -> None:
     torch.manual_seed(0)
     theirs = stock_primus.Primus(1, WIDTH, (8, 8, 8), 1, DEPTH, HEADS, PATCH, init_values=0.1, scale_attn_inner=True)
     checkpoint = read(tmp_path, theirs.state_dict(), plan_of("PrimusS"))
-    assert checkpoint.architecture["network_class_name"] == "nnssl_mae.networks.primus.Primus"
+    assert checkpoint.architecture["network_class_name"] == "nnssl_mae.networks.primus.PrimusNet"
     assert (checkpoint.data["patch_size"], checkpoint.channels) == (list(PATCH), 1)
     ours = planned_network(checkpoint.architecture, 1, 1).eval()
     ours.load_state_dict(dict(checkpoint.weights), strict=True)
@@ -191,7 +191,7 @@ def test_a_name_alone_is_the_published_network(tmp_path: Path) -> None:
 )
 def test_only_the_published_sizes_have_a_name(change: dict[str, Any], name: str | None) -> None:
     arguments = primus_arguments("PrimusS", None, (32, 32, 32)) | change
-    architecture = {"network_class_name": "nnssl_mae.networks.primus.Primus", "arch_kwargs": arguments}
+    architecture = {"network_class_name": "nnssl_mae.networks.primus.PrimusNet", "arch_kwargs": arguments}
     assert released_name(architecture) == name
 
 

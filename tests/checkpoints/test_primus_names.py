@@ -17,7 +17,7 @@ from nnssl_mae.checkpoints.primus_names import (
     with_first_axes_swapped,
 )
 from nnssl_mae.errors import UserError
-from nnssl_mae.networks.primus import Primus
+from nnssl_mae.networks.primus import PrimusNet
 
 PATCH, GRID = (16, 24, 32), (2, 3, 4)
 TINY = {"embed_dim": 24, "eva_depth": 2, "eva_numheads": 2}
@@ -89,7 +89,7 @@ def test_a_network_that_counts_tokens_along_the_second_axis_first_is_brought_int
     theirs = rearrange(network.eva(tokens)[0], "b (h w d) c -> b c w h d", w=2, h=2, d=3)
     weights = with_first_axes_swapped(from_stock(network.state_dict(), (2, 2, 3)), heads=2)
     arguments = primus_arguments("Primus", TINY, (16, 16, 24), network.state_dict())
-    ours = Primus(1, 2, **arguments).eval()
+    ours = PrimusNet(1, 2, **arguments).eval()
     ours.load_state_dict(weights)
     torch.testing.assert_close(ours.encoder(volumes)[0], theirs, rtol=0, atol=1e-5)
     with pytest.raises(UserError, match="2x3x4 tokens"):
@@ -99,7 +99,7 @@ def test_a_network_that_counts_tokens_along_the_second_axis_first_is_brought_int
 def test_a_name_alone_describes_the_network() -> None:
     with torch.device("meta"):
         theirs = stock_primus.PrimusS(1, 1, (8, 8, 8), (32, 32, 32))
-        ours = Primus(1, 1, **primus_arguments("PrimusS", None, (32, 32, 32)))
+        ours = PrimusNet(1, 1, **primus_arguments("PrimusS", None, (32, 32, 32)))
     renamed = from_stock(theirs.state_dict(), (4, 4, 4))
     assert {n: t.shape for n, t in renamed.items()} == {n: t.shape for n, t in ours.state_dict().items()}
 
@@ -131,7 +131,7 @@ def test_arguments_that_are_given_count() -> None:
 def test_the_weights_have_the_last_word_on_scales_and_norms(options: dict[str, Any]) -> None:
     """Versions of the stock network differ in what they take if nothing is said."""
     weights = stock(**options).state_dict()
-    network = Primus(1, 2, **primus_arguments("Primus", TINY, PATCH, weights))
+    network = PrimusNet(1, 2, **primus_arguments("Primus", TINY, PATCH, weights))
     network.load_state_dict(from_stock(weights, GRID))
 
 

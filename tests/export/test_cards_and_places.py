@@ -9,7 +9,6 @@ import yaml
 from nnssl_mae.checkpoints.names import under_one_name
 from nnssl_mae.checkpoints.read import read_checkpoint
 from nnssl_mae.errors import UserError
-from nnssl_mae.export.model_card import bibtex
 from nnssl_mae.files import sha256
 from nnssl_mae.recipes.reading import parse_recipe
 from tests.checkpoints.files import adaptation_plan, write_nnssl
@@ -151,18 +150,6 @@ def test_the_recipe_in_the_card_is_the_recipe(tmp_path: Path) -> None:
     text = re.search(r"```yaml\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)
     assert text is not None
     assert parse_recipe(yaml.safe_load(text[1]), "card") == recipe("s3d")
-
-
-def test_citations_become_bibtex() -> None:
-    assert bibtex("Wald et al. 2025, An OpenMind for 3D, with commas, arXiv:2412.17041") == (
-        "@misc{wald2025openmind,\n  author = {Wald and others},\n  title = {An OpenMind for 3D, with commas},\n"
-        "  year = {2025},\n  eprint = {2412.17041},\n  archivePrefix = {arXiv}\n}"
-    )
-    assert bibtex("Isensee et al. 2021, nnU-Net, Nature Methods 18, 203-211") == (
-        "@misc{isensee2021nature,\n  note = {Isensee et al. 2021, nnU-Net, Nature Methods 18, 203-211}\n}"
-    )
-    assert bibtex(" @article{a, title={b}}\n") == "@article{a, title={b}}"
-    assert bibtex("somebody, some day").startswith("@misc{citation,")
 
 
 # ---------------------------------------------------------------------- places

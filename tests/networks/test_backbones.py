@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import dynamic_network_architectures
 import numpy as np
 import pytest
 import torch
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
-from nnssl_mae.backbones import backbone_of, divisors, for_patch, head_scales
+from nnssl_mae.backbones import BACKBONES, backbone_of, divisors, for_patch, head_scales
 from nnssl_mae.errors import UserError
 from nnssl_mae.masking import hidden_voxels, sample_hidden
 from nnssl_mae.networks.heads import freeze_unused_heads
@@ -198,6 +200,15 @@ def test_published_sizes(name: str) -> None:
     planned = network_configuration(STOCK, recipe.network, SPACING, recipe.masking.block_size)
     network = network_shape(planned["architecture"], channels, heads=1 if name == "mae" else 14)
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.6)
+
+
+@pytest.mark.parametrize("name", [each.network_class for each in BACKBONES.values() if not each.is_stock])
+def test_where_this_package_is_missing_nnunet_finds_no_other_network_of_the_name(name: str) -> None:
+    """It looks for the bare name among its own, and would tell of arguments that do not fit."""
+    place = dynamic_network_architectures.__path__[0] + "/architectures"
+    package = "dynamic_network_architectures.architectures"
+    assert recursive_find_python_class(place, "PlainConvUNet", package) is not None
+    assert recursive_find_python_class(place, name.rsplit(".", 1)[-1], package) is None
 
 
 def test_a_network_of_somebody_else_is_refused_by_name() -> None:

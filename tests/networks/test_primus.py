@@ -12,7 +12,7 @@ from torch import nn
 
 from nnssl_mae.checkpoints.primus_names import from_stock, to_stock
 from nnssl_mae.errors import UserError
-from nnssl_mae.networks.primus import PRESETS, Primus
+from nnssl_mae.networks.primus import PRESETS, PrimusNet
 
 TRAINERS = {"drop_path_rate": 0.2, "init_values": 0.1, "scale_attn_inner": True}
 KWARGS: dict[str, Any] = {
@@ -37,10 +37,10 @@ def stock(heads: int, token: tuple[int, int, int], shape: tuple[int, int, int], 
     return network
 
 
-def ours(heads: int, token: tuple[int, int, int], shape: tuple[int, int, int], **options: Any) -> Primus:
+def ours(heads: int, token: tuple[int, int, int], shape: tuple[int, int, int], **options: Any) -> PrimusNet:
     if "drop_path_rate" in options:
         options["drop_path"] = options.pop("drop_path_rate")
-    return Primus(2, 3, 1, [18 * heads], [token], [2], [heads], shape, **options)
+    return PrimusNet(2, 3, 1, [18 * heads], [token], [2], [heads], shape, **options)
 
 
 @pytest.mark.parametrize("options", [TRAINERS, {}, TRAINERS | {"num_register_tokens": 3}], ids=str)
@@ -83,7 +83,7 @@ def test_a_preset_has_the_parameters_of_the_stock_network(size: str) -> None:
     preset = PRESETS[size]
     with torch.device("meta"):
         one = getattr(stock_primus, f"Primus{size}")(1, 2, (8, 8, 8), (160, 160, 160))
-        other = Primus(
+        other = PrimusNet(
             1, 2, 1, [preset.width], [[8, 8, 8]], [preset.depth], [preset.heads], [160, 160, 160],
             init_values=0.1, scale_attn_inner=True,
         )  # fmt: skip
@@ -103,7 +103,7 @@ def test_it_is_built_from_plans_and_every_weight_learns() -> None:
 
 
 def from_plans(kwargs: dict[str, Any], deep_supervision: bool = False) -> Any:
-    path = "nnssl_mae.networks.primus.Primus"
+    path = "nnssl_mae.networks.primus.PrimusNet"
     return get_network_from_plans(path, kwargs, [], 1, 3, allow_init=True, deep_supervision=deep_supervision)
 
 
@@ -136,7 +136,7 @@ def test_initial_weights_are_drawn_as_the_stock_network_draws_them() -> None:
     torch.manual_seed(0)
     options: dict[str, Any] = {"init_values": 0.1, "scale_attn_inner": True, "num_register_tokens": 40}
     expected = stock_primus.Primus(2, 144, (8, 8, 8), 3, 3, 2, (40, 40, 40), **options)
-    network = Primus(2, 3, 1, [144], [[8, 8, 8]], [3], [2], [40, 40, 40], **options)
+    network = PrimusNet(2, 3, 1, [144], [[8, 8, 8]], [3], [2], [40, 40, 40], **options)
     for parameter in network.parameters():
         parameter.data.fill_(7)
     network.apply(network.initialize)
@@ -180,9 +180,9 @@ def test_it_runs_in_mixed_precision(dtype: torch.dtype) -> None:
 )
 def test_sizes_that_do_not_fit_are_refused(change: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        Primus(1, 2, **(KWARGS | change))
+        PrimusNet(1, 2, **(KWARGS | change))
 
 
 def test_a_volume_of_another_size_is_refused() -> None:
     with pytest.raises(UserError, match="volumes of 8x12x16 voxels and got 8x8x8"):
-        Primus(1, 2, **KWARGS)(torch.zeros(1, 1, 8, 8, 8))
+        PrimusNet(1, 2, **KWARGS)(torch.zeros(1, 1, 8, 8, 8))

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from nnssl_mae.errors import UserError
-from nnssl_mae.networks.primus import Primus, PrimusEncoder
+from nnssl_mae.networks.primus import PrimusEncoder, PrimusNet
 from nnssl_mae.networks.primus_tokens import encode_replaced, encode_visible, hidden_tokens
 
 GRID = (2, 4, 6)  # tokens; blocks are twice as large
@@ -19,7 +19,7 @@ BLOCKS = (1, 2, 3)
 def encoder(registers: int = 0, drop_path: float = 0.0) -> PrimusEncoder:
     torch.manual_seed(0)
     shape = [edge * 4 for edge in GRID]
-    network = Primus(
+    network = PrimusNet(
         1, 1, 1, [24], [[4, 4, 4]], [2], [2], shape, drop_path, 0.1, True, num_register_tokens=registers
     ).double()
     for parameter in network.parameters():

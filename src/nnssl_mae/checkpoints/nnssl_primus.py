@@ -69,7 +69,7 @@ def read_primus(
     weights = bare_weights({"network_weights": weights}, source)
     kwargs = description.get("arch_kwargs") or {}
     if "n_stages" in kwargs and not any(name.startswith(_STOCK_NAMES) for name in weights):
-        return nnunet_architecture("Primus", kwargs, [], source.shown), weights
+        return nnunet_architecture("PrimusNet", kwargs, [], source.shown), weights
     try:
         architecture = _fitting(str(description["arch_class_name"]), kwargs, weights, patches, source.shown)
         return architecture, _under_our_names(weights, _grid(architecture))
@@ -87,7 +87,7 @@ def _fitting(
     """The architecture for the first of the patches that there are positions for; for the first without any."""
     position, registers = weights.get("eva.pos_embed"), weights.get("register_tokens")
     described = [
-        nnunet_architecture("Primus", primus_arguments(name, kwargs, patch, weights), [], path) for patch in patches
+        nnunet_architecture("PrimusNet", primus_arguments(name, kwargs, patch, weights), [], path) for patch in patches
     ]
     if position is None:
         return described[0]  # the check of the encoder names what is missing

@@ -45,11 +45,12 @@ PRESETS: Mapping[str, PrimusSize] = MappingProxyType(
 )
 
 
-class Primus(nn.Module):
+class PrimusNet(nn.Module):
     """Input (B, input_channels, D, H, W) of one size, output (B, num_classes, D, H, W).
 
     With deep supervision the output is a list of that one tensor, as there is only one resolution. nnU-Net finds the
-    class by the name in the plans, so a model with it predicts only where this package is installed.
+    class by the name in the plans, so a model with it predicts only where this package is installed. Elsewhere nnU-Net
+    looks for the class's own name among its networks: it is none of those there.
     """
 
     def __init__(
