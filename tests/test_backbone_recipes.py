@@ -16,6 +16,8 @@ from nnssl_mae.recipes.reading import load_recipe
         ("mae", "network.backbone=plain network.transformer.heads=6", "has no effect on 'plain'"),
         ("nnformer", "network.sparse=true", "network.sparse is made for U-Nets: set it to false for 'nnformer'"),
         ("nnformer", "network.skips=false", "network.skips is made for U-Nets: set it to true"),
+        ("nnformer", "network.decoder=light", "network.decoder is made for U-Nets: set it to stock for 'nnformer'"),
+        ("primus_m", "network.mask_tokens=true", "network.mask_tokens is made for U-Nets: set it to false"),
         ("primus_m", "network.checkpoint_activations=true", "network.checkpoint_activations is made for U-Nets"),
         ("nnformer", "network.max_stages=4", "network.max_stages is made for U-Nets: set it to none"),
         ("nnformer", "network.transformer.hidden_tokens=drop", "hidden_tokens is for 'primus'"),

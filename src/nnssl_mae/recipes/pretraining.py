@@ -295,6 +295,18 @@ def _check_sizes(recipe: Recipe) -> None:
         raise ValueError(f"masking.ratio {list(ratio)} must be [low, high]; did you mean [{ratio[1]}, {ratio[0]}]?")
 
 
+_FOR_U_NETS = {
+    "sparse": False,
+    "skips": True,
+    "decoder": "stock",
+    "mask_tokens": False,
+    "densify": False,
+    "checkpoint_activations": False,
+    "max_stages": None,
+}
+"""Keys that transformers leave as they are here."""
+
+
 def _check_transformer(network: NetworkRecipe, masking: MaskingRecipe) -> None:
     transformer, backbone = network.transformer, network.backbone
     if not network.is_transformer:
@@ -304,13 +316,11 @@ def _check_transformer(network: NetworkRecipe, masking: MaskingRecipe) -> None:
                 "or primus"
             )
         return
-    for key, off in (("sparse", False), ("skips", True), ("densify", False), ("checkpoint_activations", False)):
-        if getattr(network, key) != off:
-            raise ValueError(f"network.{key} is made for U-Nets: set it to {str(off).lower()} for '{backbone}'")
+    for key, only in _FOR_U_NETS.items():
+        if getattr(network, key) != only:
+            raise ValueError(f"network.{key} is made for U-Nets: set it to {str(only).lower()} for '{backbone}'")
     if backbone == "nnformer" and transformer.hidden_tokens is not None:
         raise ValueError("network.transformer.hidden_tokens is for 'primus': nnFormer's stem mixes neighbouring tokens")
-    if network.max_stages is not None:
-        raise ValueError(f"network.max_stages is made for U-Nets: set it to none for '{backbone}'")
     if transformer.hidden_tokens is None:
         return
     if masking.hidden_value == "token":
