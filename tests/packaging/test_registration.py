@@ -3,8 +3,6 @@
 Every test uses a fresh virtual environment that borrows torch, nnunetv2 and pip from the running interpreter
 through a ``.pth`` file with nothing but a path. Python does not read the ``.pth`` files *inside* a folder
 borrowed like that, so an editable nnssl_mae of the running interpreter stays out.
-
-This folder must have no ``__init__.py``: it would hide the library ``packaging`` from other tests.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import sysconfig
 import venv
 import zipfile
@@ -23,10 +20,10 @@ from typing import Any
 
 import pytest
 
+from tests.packaging.conftest import REPOSITORY
+
 pytestmark = pytest.mark.environment
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-NEEDED_TO_BUILD = ("pyproject.toml", "README.md", "LICENSE", "src", "configs", "scripts")
 EXT_TRAINER = "nnUNet_extTrainer"
 REGISTRATION = "nnssl_mae_registration.pth"
 TRAINERS = {
@@ -163,40 +160,6 @@ def look_up(
     script.write_text(LOOK_UP_SCRIPT)
     environment.run(script, folder, "with_children" if children else "alone", *names, ext=ext)
     return {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json")}
-
-
-@pytest.fixture(scope="session")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the sources, so that building writes nothing into the checkout."""
-    copy = tmp_path_factory.mktemp("checkout")
-    unwanted = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    for name in NEEDED_TO_BUILD:
-        source = REPOSITORY / name
-        if source.is_dir():
-            shutil.copytree(source, copy / name, ignore=unwanted)
-        else:
-            shutil.copy(source, copy / name)
-    return copy
-
-
-@pytest.fixture(scope="session")
-def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [
-        sys.executable,
-        "-m",
-        "build",
-        "--wheel",
-        "--no-isolation",
-        "--outdir",
-        str(folder),
-        str(checkout),
-    ]
-    # Not started in the checkout: a folder `build` there would hide the library of that name.
-    done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", check=False)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    (built,) = folder.glob("*.whl")
-    return built
 
 
 @pytest.fixture(scope="session")

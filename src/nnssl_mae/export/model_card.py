@@ -13,6 +13,7 @@ from nnssl_mae.checkpoints.describe import Checkpoint
 from nnssl_mae.checkpoints.names import under_one_name
 from nnssl_mae.export.about import About
 from nnssl_mae.export.place import CHECKPOINT, PREVIEW, TENSORS
+from nnssl_mae.recipes.citing import bibliography
 
 UNKNOWN = "not stated"
 _HUB_LICENCES = (
@@ -20,7 +21,6 @@ _HUB_LICENCES = (
     "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "cc-by-nd-4.0",
     "openrail",
 )  # fmt: skip
-_ARXIV = re.compile(r"(?P<author>.+?) (?P<year>\d{4}), (?P<title>.+), arXiv:(?P<number>\d{4}\.\d{4,5})")
 _LONG_LIST = 12
 _KINDS = {"nnformer": "window transformer", "primus": "vision transformer"}
 Rows = Iterable[tuple[str, Any]]
@@ -287,36 +287,8 @@ def licence_text(about: About) -> str:
 
 
 def bibtex_block(citations: Sequence[str]) -> str:
-    if not citations:
-        return f"{UNKNOWN.capitalize()}."
-    return "```bibtex\n" + "\n\n".join(bibtex(text) for text in citations) + "\n```"
-
-
-def bibtex(citation: str) -> str:
-    """A line such as ``Wald et al. 2025, Title, arXiv:2412.17041`` as BibTeX; what is BibTeX already stays."""
-    if citation.lstrip().startswith("@"):
-        return citation.strip()
-    text = " ".join(citation.split())
-    match = _ARXIV.fullmatch(text)
-    if match is None:
-        return _entry(text, {"note": text})
-    author = re.sub(r" et al\.?$", " and others", match["author"])
-    fields = {"author": author, "title": match["title"], "year": match["year"], "eprint": match["number"]}
-    return _entry(text, fields | {"archivePrefix": "arXiv"})
-
-
-def _entry(text: str, fields: Mapping[str, str]) -> str:
-    lines = ",\n".join(f"  {name} = {{{value}}}" for name, value in fields.items())
-    return f"@misc{{{_key(text)},\n{lines}\n}}"
-
-
-def _key(text: str) -> str:
-    """First author, year, first word of the title with more than three letters."""
-    match = re.match(r"(?P<author>[^\W\d]+).*?(?P<year>\d{4}), (?P<title>.+)", text)
-    if match is None:
-        return "citation"
-    word = next((word for word in re.findall(r"[^\W\d_]+", match["title"]) if len(word) > 3), "")
-    return f"{match['author']}{match['year']}{word}".lower()
+    entries = bibliography(citations)
+    return f"```bibtex\n{entries}\n```" if entries else f"{UNKNOWN.capitalize()}."
 
 
 def table(rows: Rows) -> str:

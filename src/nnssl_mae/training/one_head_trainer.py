@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnssl_mae.doctor.findings import TESTED_NNUNET, judge_nnunet
 from nnssl_mae.errors import UserError
 from nnssl_mae.networks.heads import freeze_unused_heads
 from nnssl_mae.plans import CONFIGURATION
@@ -19,6 +21,16 @@ from nnssl_mae.training.sentences import show_user_errors_as_sentences
 def resolved_configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A configuration of plans with what it inherits from others."""
     return dict(PlansManager(dict(plans)).get_configuration(name).configuration)
+
+
+def untried_nnunet() -> str | None:
+    """What ``nnssl-mae doctor`` says against the installed nnU-Net, in one line; None if nothing."""
+    try:
+        version = metadata.version("nnunetv2")
+    except metadata.PackageNotFoundError:  # its sources on the path, not installed
+        return f"nnunetv2 does not say its version (tested: {', '.join(TESTED_NNUNET)})"
+    finding = judge_nnunet(version)
+    return None if finding.level == "ok" else f"nnunetv2 {version}: {' '.join(finding.advice.split())}"
 
 
 class _StoppedEarly(Exception):
@@ -43,6 +55,9 @@ class OneHeadTrainer(nnUNetTrainer):
         show_user_errors_as_sentences()
         self.check_plans(plans, configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
+        # At the start, so that it stands in the log before anything can break.
+        if (warning := untried_nnunet()) is not None:
+            self.print_to_log_file(f"WARNING: {warning}")
 
     def check_plans(self, plans: Mapping[str, Any], configuration: str) -> None:
         """Refuses what this trainer cannot train, before anything is written.
