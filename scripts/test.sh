@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/_environment.sh
-make_environment .venv demo,dev
+make_environment .venv demo,dev,docs
 install_anatomies
 
 selection=(-m "not soak")
