@@ -9,14 +9,18 @@ import json
 import os
 import secrets
 import socket
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from nnssl_mae.errors import UserError
 
 GONE = (errno.ENOENT, errno.ESTALE)
 """What the system says of a file or folder that another process removed or renamed; the second, on a network disk."""
+
+_PAUSES_ON_WINDOWS = (0.05, 0.1, 0.2, 0.4, 0.8)  # seconds
 
 
 def unique_word() -> str:
@@ -32,9 +36,19 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         _sync(temporary)  # or a power loss after the rename could leave an empty file
-        temporary.replace(path)
+        _take_place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _take_place(temporary: Path, path: Path) -> None:
+    """Windows refuses as long as somebody has one of the two open, such as a scanner for viruses for a moment."""
+    for seconds in _PAUSES_ON_WINDOWS if sys.platform == "win32" else ():
+        with contextlib.suppress(PermissionError):
+            temporary.replace(path)
+            return
+        time.sleep(seconds)
+    temporary.replace(path)
 
 
 def _sync(path: Path) -> None:
@@ -62,6 +76,37 @@ def _link(temporary: Path, path: Path) -> None:
     except OSError:  # a disk without hard links; then the last one of those that write at the same moment wins
         if not path.exists():
             temporary.replace(path)
+
+
+def lock(file: IO[bytes], wait: bool) -> None:
+    """Locks an open file until it is closed; the system gives the lock back if the process dies.
+
+    Args:
+        file: that nobody reads: Windows would refuse them.
+        wait: for another process that has it; on Windows ten seconds.
+
+    Raises:
+        BlockingIOError: another process has it, and this one does not wait.
+        OSError: the disk has no locks.
+    """
+    if sys.platform == "win32":
+        _lock_on_windows(file, wait)
+        return
+    import fcntl  # not on Windows
+
+    fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _lock_on_windows(file: IO[bytes], wait: bool) -> None:
+    if sys.platform != "win32":
+        raise AssertionError("for Windows only")  # tells mypy so, too
+    import msvcrt
+
+    file.seek(0)  # it locks a byte at this place, which need not be there
+    try:
+        msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+    except PermissionError as error:
+        raise BlockingIOError(*error.args) from error
 
 
 def file_sizes(folder: Path) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,10 +51,28 @@ def _free_on_machine() -> float:
         return 1024.0 * int(values["MemAvailable"].split()[0])
     except (OSError, KeyError, ValueError):
         pass  # not Linux
-    try:
+    if sys.platform == "win32":
+        return _free_on_windows()
+    try:  # all there is, as macOS does not say in a file how much is free
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (AttributeError, OSError, ValueError):
         return math.inf
+
+
+def _free_on_windows() -> float:
+    if sys.platform != "win32":
+        raise AssertionError("for Windows only")  # tells mypy so, too
+    import ctypes
+
+    # MEMORYSTATUSEX of Windows' headers: its own size, the load in percent, then seven sizes in bytes: all memory, what
+    # is free of it, and more that nobody asks for here.
+    class Status(ctypes.Structure):
+        _fields_ = (("length", ctypes.c_uint32), ("load", ctypes.c_uint32), ("sizes", ctypes.c_uint64 * 7))
+
+    status = Status(length=ctypes.sizeof(Status))
+    if not ctypes.WinDLL("kernel32").GlobalMemoryStatusEx(ctypes.byref(status)):
+        return math.inf
+    return float(status.sizes[1])
 
 
 def _own_group(file: Path) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import multiprocessing
 import signal
+import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +27,7 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ATTEMPTS = 2
 _SECONDS_TO_FINISH = 30
 _SECONDS_TO_FINISH_EARLY = 1  # somebody pressed Ctrl-C, and what is cut off is done again
+_MOST_ON_WINDOWS = 60  # its system waits for 64 things at once, and Python needs some of them
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class Outcome(Generic[Item, Result]):
     item: Item
     result: Result | None = None
     failure: Failure | None = None
+
+
+def possible_workers(wanted: int) -> int:
+    """How many processes a pool may have on this system, at most ``wanted``."""
+    return min(wanted, _MOST_ON_WINDOWS) if sys.platform == "win32" else wanted
 
 
 def in_processes(
@@ -88,7 +95,7 @@ def in_processes(
 class _Pool(Generic[Item, Result]):
     def __init__(self, work: Callable[[Item], Result], workers: int) -> None:
         self._work = work
-        self._workers = [_Worker[Item](work) for _ in range(workers)]
+        self._workers = [_Worker[Item](work) for _ in range(possible_workers(workers))]
 
     def outcomes(
         self, items: Iterator[Item], cost: Callable[[Item], float], budget: float
@@ -191,7 +198,7 @@ class _Worker(Generic[Item]):
     def cause_of_death(self) -> str:
         self.process.join()
         code = self.process.exitcode or 0
-        if code == -signal.SIGKILL:
+        if hasattr(signal, "SIGKILL") and code == -signal.SIGKILL:  # Windows has no such signal
             return "SIGKILL, as the system does when memory runs out"
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 

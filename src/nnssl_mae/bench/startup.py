@@ -39,7 +39,7 @@ from nnssl_mae.training.pretraining_data import PretrainingData
 _PATCH = (32, 32, 32)  # small: how long a patch takes is another question
 _SHAPE = (189, 233, 197)  # of a brain at 1 mm, for foreground grids of real size
 _BATCH = 2
-_LINKS = 30_000  # to one file; some file systems allow 65,000
+_LINKS = 30_000 if sys.platform != "win32" else 1000  # to one file; some file systems allow 65,000, NTFS 1023
 _SCANS_A_SUBJECT = 3
 OURS, STOCK = "nnssl_mae", "stock nnU-Net"
 _CHILD = "import sys; from nnssl_mae.bench.startup import report; report(*sys.argv[1:])"
@@ -231,7 +231,7 @@ def _children() -> list[int]:
     tasks = Path("/proc/self/task")
     if not tasks.is_dir():  # not Linux
         return []
-    return [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
+    return [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text("ascii").split()]
 
 
 def _memory(pid: int) -> tuple[float, float]:

@@ -38,6 +38,7 @@ from nnssl_mae.brains.writing import (
 )
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import read_json, write_json
+from nnssl_mae.parallel import possible_workers
 from nnssl_mae.recipes.reading import parse, read_yaml
 
 ANATOMY_REGEX = r"^([a-z0-9]+)-"
@@ -184,7 +185,7 @@ def load_anatomies(plan: StudyData, workers: int, on_line: Callable[[str], None]
     missing = [name for name in plan.anatomies if not _kept(folder, name).is_file()]
     if missing:
         keep = functools.partial(_keep_anatomy, folder, plan.resolution)
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(possible_workers(workers), mp_context=multiprocessing.get_context("spawn")) as pool:
             for number, name in enumerate(pool.map(keep, missing), 1):
                 on_line(f"anatomy {number} of {len(missing)}: {name}")
     loaded = {name: read_anatomy(_kept(folder, name)) for name in plan.anatomies}

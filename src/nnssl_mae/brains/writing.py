@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from nnssl_mae.brains.anatomy import Anatomy
 from nnssl_mae.brains.rendering import STYLES, render_brain, sample_appearance
 from nnssl_mae.files import whole_file, write_json
+from nnssl_mae.parallel import possible_workers
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def write_subjects(
         for name, anatomy in anatomies.items():
             save_anatomy(Path(folder) / f"{name}.npz", anatomy)
         write = functools.partial(write_subject, out, Path(folder))
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        with ProcessPoolExecutor(possible_workers(workers), mp_context=context) as pool:
             for done, one in enumerate(pool.map(write, subjects), 1):
                 on_line(f"{done} of {len(subjects)}: {one}")
                 written.append(one)

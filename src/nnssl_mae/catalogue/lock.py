@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from nnssl_mae.catalogue.known import writing_to
 from nnssl_mae.errors import ResumableError
+from nnssl_mae.files import lock
 
 _LOCK = ".lock"
 
@@ -18,8 +18,8 @@ _LOCK = ".lock"
 def writing_alone(folder: Path) -> Iterator[None]:
     """No other process scans into this catalogue, or changes its rules, until this ends.
 
-    The system keeps the lock, not the file ``.lock``, which may stay behind. On Windows, and on disks that have no
-    locks, nothing is held.
+    The system keeps the lock, not the file ``.lock``, which may stay behind. On disks that have no locks nothing is
+    held.
 
     Raises:
         ResumableError: another process writes the catalogue, or the folder may not be written.
@@ -27,16 +27,13 @@ def writing_alone(folder: Path) -> Iterator[None]:
     with writing_to(folder):
         file = (folder / _LOCK).open("ab")
     with file:
-        if os.name != "nt":
-            _hold(file, folder)
+        _hold(file, folder)
         yield
 
 
 def _hold(file: IO[bytes], folder: Path) -> None:
-    import fcntl  # not on Windows
-
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(file, wait=False)
     except BlockingIOError as error:
         raise ResumableError(
             f"Another process is writing the catalogue {folder}; wait for its end, and run the same command again"

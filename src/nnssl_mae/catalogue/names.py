@@ -12,6 +12,9 @@ _DATA_TYPES = {"anat", "func", "dwi", "perf", "fmap", "pet", "dicom", "dicoms", 
 """Folders that say of what kind files are, not which visit they belong to."""
 _BIDS = re.compile(r"^sub-[^/]*_(?P<suffix>[A-Za-z0-9]+)$")
 
+_DEVICE = re.compile(r"(?i)^(con|prn|aux|nul|com\d|lpt\d)(?=\.|$)")
+"""Windows takes ``aux.b2nd`` for a device, and a dataset may be carried there."""
+
 # In this order: FLAIR is also T2-weighted, and contrast agents come with T1.
 _MODALITIES: tuple[tuple[str, frozenset[str]], ...] = (
     ("FLAIR", frozenset({"flair", "t2flair", "spaceflair"})),
@@ -47,8 +50,9 @@ def words_of_scan(relative: str) -> list[str]:
 
 
 def safe_name(text: str) -> str:
-    """Letters, digits, dots, dashes and underscores only; never empty, never hidden."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip(".") or "scan"
+    """Letters, digits, dots, dashes and underscores only; never empty, never hidden, and no name of a device."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip(".") or "scan"
+    return _DEVICE.sub(r"\1_", name)
 
 
 def bids_suffix(relative: str) -> str:

@@ -77,6 +77,8 @@ class Walk:
             self.closed.append((folder, error.strerror or type(error).__name__))
             return False
         identity = (status.st_dev, status.st_ino)
+        if not status.st_ino:  # some disks on Windows do not number their folders; they have no links either
+            return True
         if identity in self.seen:
             return False
         self.seen.add(identity)

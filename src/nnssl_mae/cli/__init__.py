@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from itertools import takewhile
 
@@ -10,6 +11,7 @@ from nnssl_mae.cli import (
     brains,
     checking,
     checkpoints,
+    citing,
     comparing,
     few_labels,
     preparing,
@@ -27,6 +29,7 @@ __all__ = [
     "brains",
     "checking",
     "checkpoints",
+    "citing",
     "comparing",
     "few_labels",
     "join_numbers",
@@ -41,6 +44,7 @@ __all__ = [
 
 def main() -> None:
     """Entry point: a :class:`UserError` becomes one sentence on stderr and exit code 2, or 75 if trying again helps."""
+    _print_every_letter()
     try:
         app(args=join_numbers(sys.argv[1:]))
     except UserError as error:
@@ -52,6 +56,13 @@ def main() -> None:
             hint = "; the same command goes on where this one stopped" if goes_on else ""
             print(f"nnssl-mae: Interrupted{hint}.", file=sys.stderr)
         raise
+
+
+def _print_every_letter() -> None:
+    """Windows gives files and pipes an old set of letters; others become ``?`` there, and end no command."""
+    for stream in (sys.stdout, sys.stderr):
+        if sys.platform == "win32" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 _TRY_AGAIN = 75  # EX_TEMPFAIL: what is done stays

@@ -120,12 +120,15 @@ def _look_up_trainers() -> tuple[dict[str, str], str | None]:
 
 
 def _run_python(arguments: list[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """A new interpreter, with exactly these variables. Not starting or not ending counts as a failed run."""
+    """A new interpreter, with exactly these variables and one for what it prints: Windows would choose its own letters.
+
+    Not starting or not ending counts as a failed run.
+    """
     command = [sys.executable, *arguments]
     try:
         return subprocess.run(
             command,
-            env=dict(environment),
+            env={**environment, "PYTHONIOENCODING": "utf-8"},
             capture_output=True,
             encoding="utf-8",
             timeout=LOOK_UP_SECONDS,

@@ -64,7 +64,12 @@ def write_cases(data_folder: Path, rows: Sequence[CaseRow]) -> None:
     ordered = [asdict(row) for row in sorted(rows, key=lambda row: row.case)]
     # One batch, so that every column is one piece of memory.
     batch = pyarrow.RecordBatch.from_pylist(ordered, schema=_SCHEMA)
-    with whole_file(table_path(data_folder)) as temporary, ipc.new_file(str(temporary), _SCHEMA) as writer:
+    # A file of ours: one that Arrow opens stays open for a while, and Windows renames no open file.
+    with (
+        whole_file(table_path(data_folder)) as temporary,
+        temporary.open("wb") as file,
+        ipc.new_file(file, _SCHEMA) as writer,
+    ):
         writer.write_batch(batch)
 
 

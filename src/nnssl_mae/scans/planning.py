@@ -220,7 +220,7 @@ def _stock_plans(
                 plans_name=PRETRAINING_PLANS,
                 overwrite_target_spacing=None if isinstance(spacing, str) else list(spacing),
             ).plan_experiment()
-        plans: dict[str, Any] = json.loads((preprocessed / name / f"{PRETRAINING_PLANS}.json").read_text())
+        plans: dict[str, Any] = json.loads((preprocessed / name / f"{PRETRAINING_PLANS}.json").read_text("utf-8"))
     if "3d_fullres" not in plans["configurations"]:
         raise UserError("nnU-Net planned no 3D configuration: the scans are single slices")
     return plans

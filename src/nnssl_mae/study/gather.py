@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,6 +49,9 @@ def _link(out: Path, path: Path) -> None:
         return
     link.parent.mkdir(parents=True, exist_ok=True)
     try:  # relative: the study may move
-        link.symlink_to(os.path.relpath(out / path, link.parent))
+        link.symlink_to(os.path.relpath(out / path, link.parent), target_is_directory=(out / path).is_dir())
     except OSError as error:
-        raise UserError(f"{link} cannot be made ({error.strerror}); put the study on a disk that has links") from error
+        remedy = "put the study on a disk that has links"
+        if sys.platform == "win32":
+            remedy += ", and turn on Windows' developer mode, which allows them"
+        raise UserError(f"{link} cannot be made ({error.strerror}); {remedy}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -46,6 +47,7 @@ def start(
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
     )
 
 
@@ -66,5 +68,8 @@ def _signal(process: subprocess.Popen[bytes], number: int) -> None:
         return
     if hasattr(os, "killpg"):
         os.killpg(process.pid, number)
-    else:  # Windows has no groups
-        process.terminate()
+        return
+    with contextlib.suppress(OSError):  # Windows ends no groups, but knows who started whom, and does not ask
+        quiet = subprocess.DEVNULL
+        subprocess.run(["taskkill", "/T", "/F", "/PID", str(process.pid)], stdout=quiet, stderr=quiet, check=False)
+    process.terminate()

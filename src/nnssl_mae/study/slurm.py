@@ -52,7 +52,7 @@ def write_scripts(
     scripts[out / FOLDER / "submit.sh"] = submit
     for path, lines in scripts.items():
         with whole_file(path) as temporary:
-            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
             temporary.chmod(0o755)
     return list(scripts)
 

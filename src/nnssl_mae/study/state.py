@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from nnssl_mae.errors import UserError
-from nnssl_mae.files import as_json, sha256, write_first, write_json
+from nnssl_mae.files import as_json, lock, sha256, write_first, write_json
+from nnssl_mae.study.processes import Process, lives
 from nnssl_mae.study.steps import Step
 
 _LOCK = ".lock"
@@ -108,7 +109,7 @@ class State:
 
     def contents(self, step: Step) -> dict[str, str]:
         """Digests of what others could write, too."""
-        return {str(path): sha256(self.where(path)) for path in step.shared if self.where(path).is_file()}
+        return {path.as_posix(): sha256(self.where(path)) for path in step.shared if self.where(path).is_file()}
 
     def changed_by_others(self, step: Step, record: Record | None) -> str:
         """A sentence if somebody else has written a file that this step made; empty if not, as far as is known."""
@@ -190,44 +191,17 @@ class State:
     def _locked(self) -> Iterator[None]:
         """One process of this machine looks at claims at a time; disks without locks have only the claims."""
         with (self._claims / _LOCK).open("ab") as file:
-            if os.name != "nt":
-                import fcntl  # not on Windows
-
-                with contextlib.suppress(OSError):
-                    fcntl.flock(file, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):
+                lock(file, wait=True)
             yield
 
 
 def _process(pid: int) -> dict[str, Any]:
-    return {"pid": pid, "since": _started(pid)}
+    return asdict(Process.of(pid))
 
 
 def _is_alive(process: Mapping[str, Any]) -> bool:
-    pid = int(process["pid"])
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's: it may have been given this number later
-        pass
-    return process["since"] == _started(pid) and not _is_dead_child(pid)
-
-
-def _stat(pid: int) -> list[str]:
-    """The system's words on a process after its name, which may hold anything; empty where there is no ``/proc``."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def _started(pid: int) -> str:
-    words = _stat(pid)
-    return words[19] if len(words) > 19 else ""
-
-
-def _is_dead_child(pid: int) -> bool:
-    return _stat(pid)[:1] == ["Z"]
+    return lives(Process(int(process["pid"]), process["since"]))
 
 
 # ---------------------------------------------------------------------- what is done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,9 +88,12 @@ def check_order(steps: Sequence[Step]) -> None:
         UserError: two parts of the study have the same name.
     """
     known: set[str] = set()
+    files: set[str] = set()
     for step in steps:
-        if step.name in known:
+        file = step.name.lower() if sys.platform in ("win32", "darwin") else step.name  # disks there take them for one
+        if file in files:
             raise UserError(f"Two parts of the study would have the same name, {step.name}; rename one of the arms")
+        files.add(file)
         assert known.issuperset((*step.needs, *step.after)), f"{step.name} stands before a step that it needs"
         known.add(step.name)
 

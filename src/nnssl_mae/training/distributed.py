@@ -27,6 +27,9 @@ def pretrain(dataset: str, plans_name: str, fold: int | str, device_name: str, r
         fold: ``all`` or a number.
         device_name: ``cuda`` or ``cpu``.
         resume: continue from the newest checkpoint.
+
+    Raises:
+        UserError: the device does not exist here, or several GPUs cannot talk to one another.
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -35,6 +38,11 @@ def pretrain(dataset: str, plans_name: str, fold: int | str, device_name: str, r
     if rank > 0:
         os.environ["nnUNet_wandb_enabled"] = "0"
     device = training_device(device_name, local_rank, world_size)
+    if world_size > 1 and device.type == "cuda" and not dist.is_nccl_available():
+        raise UserError(
+            f"{world_size} processes on GPUs need NCCL, which this torch lacks (it does on Windows); train on one GPU, "
+            "without torchrun"
+        )
 
     trainer = get_trainer_from_args(dataset, CONFIGURATION, fold, nnUNetTrainerMAE.__name__, plans_name, resume, device)
     if world_size > 1:
