@@ -228,7 +228,7 @@ class nnUNetTrainerMAE(OneHeadTrainer):
         """Reconstruction of a batch that lies on the device; by another form of the network where one is given."""
         with self._number_format():
             prediction: torch.Tensor = (network or self.network)(
-                batch["data"], batch["hidden"], batch["visible_blocks"]
+                batch["data"], batch["hidden"], batch.get("visible_blocks")
             )
         return prediction
 
