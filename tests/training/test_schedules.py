@@ -135,6 +135,16 @@ def test_pretraining_rates_follow_the_same_rules() -> None:
     assert 0 < pretraining_learning_rate(recipe, 99) < 1e-4
 
 
+@pytest.mark.parametrize(("rule", "factor"), [("none", 1), ("linear", 4), ("sqrt", 2)])
+def test_the_rate_follows_the_batch_as_the_recipe_says(rule: str, factor: int) -> None:
+    """The batch is that of all processes together, so their number does not matter."""
+    usual = load_recipe("mae")
+    recipe = load_recipe("mae", ["network.batch_size=32", "optimiser.rule_batch=8", f"optimiser.batch_rule={rule}"])
+    for epoch in (0, 500, 999):
+        expected = factor * pretraining_learning_rate(usual, epoch)
+        assert pretraining_learning_rate(recipe, epoch) == pytest.approx(expected)
+
+
 # ---------------------------------------------------------------------- parameter groups
 
 

@@ -193,6 +193,11 @@ class OptimiserRecipe(FrozenRecipe):
     """``sgd``: with Nesterov momentum, as nnU-Net. ``adamw``: betas 0.9 and 0.999."""
     learning_rate: float = Field(1e-2, gt=0)
     """Peak of the schedule."""
+    batch_rule: Literal["none", "linear", "sqrt"] = "none"
+    """How the peak follows the batch (``network.batch_size``, over all GPUs together): multiplied by the batch over
+    ``rule_batch`` (``linear``, Goyal et al. 2017, arXiv 1706.02677) or by the root of that (``sqrt``)."""
+    rule_batch: int = Field(8, ge=1)
+    """The batch that ``learning_rate`` is meant for; without effect if the rule is ``none``."""
     momentum: float = Field(0.99, ge=0, lt=1)
     """Nesterov momentum; without effect with ``adamw``."""
     weight_decay: float = Field(3e-5, ge=0)

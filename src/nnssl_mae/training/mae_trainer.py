@@ -44,7 +44,7 @@ from nnssl_mae.training.logger import METRICS, PretrainingLogger, keep_paths_out
 from nnssl_mae.training.one_head_trainer import OneHeadTrainer
 from nnssl_mae.training.optimisers import EpochSchedule, make_optimizer
 from nnssl_mae.training.pretraining_data import PretrainingData
-from nnssl_mae.training.schedules import pretraining_learning_rate
+from nnssl_mae.training.schedules import pretraining_learning_rate, pretraining_peak
 from nnssl_mae.training.state import (
     bare_network,
     in_the_middle_of_an_epoch,
@@ -96,7 +96,7 @@ class nnUNetTrainerMAE(OneHeadTrainer):
             seed=self.recipe.seed,
         )
         self._augment = DeviceAugmentation(self.recipe.augmentation, self.patch_settings.patch_size)
-        self.initial_lr = self.recipe.optimiser.learning_rate
+        self.initial_lr = pretraining_peak(self.recipe)
         self.weight_decay = self.recipe.optimiser.weight_decay
         self.num_epochs = self.recipe.schedule.epochs
         self.save_every = self.recipe.schedule.checkpoint_every

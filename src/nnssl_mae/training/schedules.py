@@ -105,7 +105,14 @@ def learning_rate(recipe: FinetuneRecipe, epoch: int) -> float:
 
 def pretraining_learning_rate(recipe: Recipe, epoch: int) -> float:
     """The rate of all weights during ``epoch`` (from 0)."""
-    return phase_at(pretraining_phases(recipe), epoch).rate(epoch, recipe.optimiser.learning_rate)
+    return phase_at(pretraining_phases(recipe), epoch).rate(epoch, pretraining_peak(recipe))
+
+
+def pretraining_peak(recipe: Recipe) -> float:
+    """The highest rate, for the batch of the recipe."""
+    share = recipe.network.batch_size / recipe.optimiser.rule_batch
+    factor = {"none": 1.0, "linear": share, "sqrt": share**0.5}[recipe.optimiser.batch_rule]
+    return recipe.optimiser.learning_rate * factor
 
 
 # ---------------------------------------------------------------------- parameter groups
