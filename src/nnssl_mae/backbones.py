@@ -22,21 +22,24 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
 from nnssl_mae.errors import UserError
-from nnssl_mae.recipes.pretraining import NetworkRecipe
+from nnssl_mae.recipes.pretraining import TRANSFORMERS, NetworkRecipe
+from nnssl_mae.sizes import per_axis
 
-_MIN_FEATURE_MAP_EDGE = 4  # as nnU-Net's ResEnc planners
+MIN_FEATURE_MAP_EDGE = 4
+"""Voxels below which no axis is halved, as in nnU-Net's planners."""
 _NO_LIMIT = 999999
 LAYER_CLASSES = ("conv_op", "norm_op", "dropout_op", "nonlin")
 """Arguments of nnU-Net's networks that are classes, by name in plans."""
 _OF_PRIMUS = {"init_values": 0.1, "scale_attn_inner": True}  # as nnU-Net's trainers of it
 Spacing = Sequence[float]
 Arguments = dict[str, Any]
+Each = TypeVar("Each")
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,14 @@ class Backbone:
     """Arguments of the class that follow from a recipe and the spacing (mm) of its patches."""
     first_layer: str
     """The convolution that sees the input's channels; its ``weight`` is (out, channels, kernel...)."""
-    is_convolutional: bool = True
-    """Whether it is made of nnU-Net's convolution blocks: only then can it be sparse or lose its skip connections,
-    and does it have nnU-Net's operators among its arguments."""
     patch_is_argument: bool = False
     """Whether a network is for one size of patch, ``input_shape``."""
+
+    @property
+    def is_convolutional(self) -> bool:
+        """Whether it is made of nnU-Net's convolution blocks: only then can it be sparse or lose its skip connections,
+        and does it have nnU-Net's operators among its arguments."""
+        return self.name not in TRANSFORMERS
 
     @property
     def is_stock(self) -> bool:
@@ -65,15 +71,13 @@ class Backbone:
 
 def _convolutional(depth: str) -> Callable[[NetworkRecipe, Spacing], Arguments]:
     def sizes(network: NetworkRecipe, spacing: Spacing) -> Arguments:
-        max_pools = _NO_LIMIT if network.max_stages is None else network.max_stages - 1
-        _, strides, kernels, _, _ = get_pool_and_conv_props(
-            spacing, network.patch_size, _MIN_FEATURE_MAP_EDGE, max_pools
-        )
-        stages = len(strides)
+        assert not isinstance(network.patch_size, str)
+        planned = planned_topology(spacing, network.patch_size, network.max_stages)
+        stages = len(planned.strides)
         return {
-            **_stages(network, strides),
-            "kernel_sizes": [list(kernel) for kernel in kernels],
-            depth: _blocks(network, stages),
+            **_stages(network, planned.strides),
+            "kernel_sizes": planned.kernels,
+            depth: repeated(network.blocks_per_stage, stages),
             "n_conv_per_stage_decoder": [network.convs_per_decoder_stage] * (stages - 1),
         }
 
@@ -84,12 +88,11 @@ def _nnformer(network: NetworkRecipe, _: Spacing) -> Arguments:
     transformer = network.transformer
     strides = [transformer.stem_stride, *transformer.strides]
     stages = len(strides)
-    windows = [*transformer.windows, *[transformer.windows[-1]] * stages][:stages]
     return {
         **_stages(network, strides),
-        "n_blocks_per_stage": _blocks(network, stages),
+        "n_blocks_per_stage": repeated(network.blocks_per_stage, stages),
         "num_heads": [transformer.heads * 2**stage for stage in range(stages)],
-        "windows": [list(window) for window in windows],
+        "windows": [list(window) for window in repeated(transformer.windows, stages)],
         "n_blocks_per_stage_decoder": [network.convs_per_decoder_stage] * (stages - 1),
         "drop_path": transformer.drop_path,
     }
@@ -100,7 +103,7 @@ def _primus(network: NetworkRecipe, _: Spacing) -> Arguments:
     assert not isinstance(network.patch_size, str)
     return {
         **_stages(network, [list(transformer.stem_stride)]),
-        "n_blocks_per_stage": _blocks(network, 1),
+        "n_blocks_per_stage": repeated(network.blocks_per_stage, 1),
         "num_heads": [transformer.heads],
         "input_shape": list(network.patch_size),
         "drop_path": transformer.drop_path,
@@ -117,8 +120,30 @@ def _stages(network: NetworkRecipe, strides: Sequence[Sequence[int]]) -> Argumen
     }
 
 
-def _blocks(network: NetworkRecipe, stages: int) -> list[int]:
-    return [*network.blocks_per_stage, *[network.blocks_per_stage[-1]] * stages][:stages]
+def repeated(values: Sequence[Each], length: int) -> list[Each]:
+    """Cut to a length, or made as long by repeating the last value."""
+    return [*values, *[values[-1]] * length][:length]
+
+
+@dataclass(frozen=True)
+class Topology:
+    """How nnU-Net would go down from a patch to the lowest resolution."""
+
+    strides: list[list[int]]
+    """Of each stage."""
+    kernels: list[list[int]]
+    """Of each stage."""
+    patch: tuple[int, ...]
+    """Enlarged where the strides need it."""
+
+
+def planned_topology(spacing: Spacing, patch: Sequence[int], max_stages: int | None = None) -> Topology:
+    """By nnU-Net's own function; ``spacing`` in mm and ``patch`` in voxels, in the same order of axes."""
+    max_pools = _NO_LIMIT if max_stages is None else max_stages - 1
+    _, strides, kernels, fitting, _ = get_pool_and_conv_props(spacing, patch, MIN_FEATURE_MAP_EDGE, max_pools)
+    return Topology(
+        [list(each) for each in strides], [list(each) for each in kernels], tuple(int(edge) for edge in fitting)
+    )
 
 
 BACKBONES: Mapping[str, Backbone] = MappingProxyType(
@@ -148,14 +173,12 @@ BACKBONES: Mapping[str, Backbone] = MappingProxyType(
                 "nnssl_mae.networks.nnformer.NnFormer",
                 _nnformer,
                 "encoder.stem.0.conv",
-                is_convolutional=False,
             ),
             Backbone(
                 "primus",
                 "nnssl_mae.networks.primus.PrimusNet",
                 _primus,
                 "encoder.stem.proj",
-                is_convolutional=False,
                 patch_is_argument=True,
             ),
         )
@@ -225,8 +248,7 @@ def for_patch(architecture: Mapping[str, Any], patch: Sequence[int]) -> dict[str
 
 def strides_that_shrink(strides: Sequence[Any]) -> Sequence[Any]:
     """All strides, without the first where it keeps the resolution of the volume."""
-    first = (strides[0],) if isinstance(strides[0], int) else tuple(strides[0])
-    return strides[1:] if set(first) == {1} else strides
+    return strides[1:] if set(per_axis(strides[0])) == {1} else strides
 
 
 def head_scales(architecture: Mapping[str, Any]) -> list[list[float]]:
@@ -241,5 +263,5 @@ def head_scales(architecture: Mapping[str, Any]) -> list[list[float]]:
 
 def divisors(architecture: Mapping[str, Any]) -> tuple[int, ...]:
     """By what a network divides each axis of a patch on its way down."""
-    strides = [(each,) * 3 if isinstance(each, int) else tuple(each) for each in architecture["arch_kwargs"]["strides"]]
+    strides = map(per_axis, architecture["arch_kwargs"]["strides"])
     return tuple(math.prod(axis) for axis in zip(*strides, strict=True))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+AXES = 3
+
 
 def sizes_in_words(numbers: Sequence[int]) -> str:
     """Such as ``160x160x160``."""
@@ -13,6 +15,11 @@ def sizes_in_words(numbers: Sequence[int]) -> str:
 def stages_in_words(number: int) -> str:
     """``1 stage`` or ``6 stages``."""
     return f"{number} stage{'' if number == 1 else 's'}"
+
+
+def per_axis(size: int | Sequence[int]) -> tuple[int, ...]:
+    """Along each axis; one number stands for all of them."""
+    return (size,) * AXES if isinstance(size, int) else tuple(size)
 
 
 def nearest_multiples(sizes: Sequence[int], units: Sequence[int]) -> list[int]:

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
-from nnssl_mae.backbones import BACKBONES
 from nnssl_mae.checkpoints.describe import Checkpoint, Origin
 from nnssl_mae.networks.planned import planned_network
+from tests.networks import architectures as networks
 
-_DEPTHS = {"resenc": "n_blocks_per_stage", "plain": "n_conv_per_stage", "amaes_unet": "n_conv_per_stage"}
 _RESAMPLING: dict[str, Any] = {"order_z": 0, "force_separate_z": None}
 CT_INTENSITIES = {
     "max": 3000.0, "mean": 55.0, "median": 50.0, "min": -1000.0,
@@ -21,27 +20,7 @@ CT_INTENSITIES = {
 
 def architecture(kind: str = "resenc", stages: int = 3, width: int = 4, blocks: int = 1) -> dict[str, Any]:
     """In nnU-Net's form; strides of 2 along all axes, kernels of 3."""
-    kwargs = {
-        "n_stages": stages,
-        "features_per_stage": [width * 2**stage for stage in range(stages)],
-        "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": [[3, 3, 3]] * stages,
-        "strides": [[1, 1, 1], *[[2, 2, 2]] * (stages - 1)],
-        _DEPTHS[kind]: [blocks] * stages,
-        "n_conv_per_stage_decoder": [blocks] * (stages - 1),
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    }
-    return {
-        "network_class_name": BACKBONES[kind].network_class,
-        "arch_kwargs": kwargs,
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
+    return networks.architecture(kind, tuple(width * 2**stage for stage in range(stages)), blocks)
 
 
 def made_checkpoint(

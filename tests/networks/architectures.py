@@ -4,18 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nnssl_mae.backbones import BACKBONES
-
-_LAYERS = {
-    "conv_op": "torch.nn.modules.conv.Conv3d",
-    "conv_bias": True,
-    "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-    "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-    "dropout_op": None,
-    "dropout_op_kwargs": None,
-    "nonlin": "torch.nn.LeakyReLU",
-    "nonlin_kwargs": {"inplace": True},
-}
+from nnssl_mae.backbones import BACKBONES, LAYER_CLASSES, layer_arguments
 
 
 def architecture(backbone: str = "resenc", features: tuple[int, ...] = (4, 6, 8), depth: int = 1) -> dict[str, Any]:
@@ -31,7 +20,7 @@ def architecture(backbone: str = "resenc", features: tuple[int, ...] = (4, 6, 8)
             "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
             depth_key: [depth] * stages,
             "n_conv_per_stage_decoder": [depth] * (stages - 1),
-            **_LAYERS,
+            **layer_arguments(),
         },
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+        "_kw_requires_import": list(LAYER_CLASSES),
     }

@@ -21,6 +21,7 @@ from nnssl_mae.files import sha256
 from nnssl_mae.networks.planned import planned_network
 from nnssl_mae.plans import CONFIGURATION, make_block
 from nnssl_mae.recipes.finetuning import load_finetune_recipe
+from tests.networks.architectures import architecture
 
 NAME = "Dataset005_Features"
 CASES = tuple(f"case{index}" for index in range(5))
@@ -30,26 +31,7 @@ LABELS: dict[str, dict[str, Any]] = {
     "regions": {"background": 0, "whole": [1, 2], "core": 2},
     "regions and ignore": {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3},
 }
-ARCHITECTURE = {
-    "network_class_name": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
-    "arch_kwargs": {
-        "n_stages": 4,
-        "features_per_stage": [4, 4, 6, 6],
-        "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": [[3, 3, 3]] * 4,
-        "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]],
-        "n_blocks_per_stage": [1, 1, 1, 1],
-        "n_conv_per_stage_decoder": [1, 1, 1],
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    },
-    "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-}
+ARCHITECTURE = architecture("resenc", (4, 4, 6, 6))
 STEM = "encoder.stem.convs.0.conv.weight"
 LEFT_RANDOM = "encoder.stages.3."
 _SHAPE = (20, 24, 18)

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from nnssl_mae.backbones import short_name
+from nnssl_mae.bench.asked import check_report_file, distinct_recipes
 from nnssl_mae.bench.measuring import print_table, versions
 from nnssl_mae.bench.step_demand import META, StepDemand, step_demand
 from nnssl_mae.bench.step_setting import StepSetting, setting_of
@@ -19,7 +20,7 @@ from nnssl_mae.errors import UserError
 from nnssl_mae.files import write_json
 from nnssl_mae.progress import track
 from nnssl_mae.recipes.pretraining import Recipe
-from nnssl_mae.recipes.reading import load_recipe, override
+from nnssl_mae.recipes.reading import override
 
 SCHEMA = 1
 RECIPES = ("mae", "amaes", "nnformer", "nnformer_synapse", "primus_s", "primus_m", "primus_l")
@@ -81,9 +82,8 @@ def bench_backbones(console: Console, options: BackboneOptions) -> dict[str, Any
         UserError: a recipe that cannot be read or has the name of another, a patch that nothing near fits, or a file
             that cannot be written.
     """
-    if options.json is not None:
-        _check_place(options.json)
-    wanted = [(recipe, edge) for recipe in _recipes(options.recipes) for edge in dict.fromkeys(options.patches)]
+    check_report_file(options.json)
+    wanted = [(recipe, edge) for recipe in distinct_recipes(options.recipes) for edge in dict.fromkeys(options.patches)]
     rows = [
         backbone_row(recipe, edge, options.batch) for recipe, edge in track(wanted, "Networks", len(wanted), console)
     ]
@@ -119,21 +119,6 @@ def fitting_setting(recipe: Recipe, edge: int, batch: int) -> StepSetting:
         except UserError:
             continue
     raise UserError(f"No patch fits the recipe '{recipe.name}'; choose another recipe")
-
-
-def _check_place(file: Path) -> None:
-    if file.is_dir():
-        raise UserError(f"--json {file} is a folder; give the name of a file in it")
-    if not file.absolute().parent.is_dir():
-        raise UserError(f"--json {file} is in a folder that does not exist; make the folder first")
-
-
-def _recipes(names: Sequence[str]) -> list[Recipe]:
-    recipes = [load_recipe(name) for name in dict.fromkeys(names)]
-    found = [recipe.name for recipe in recipes]
-    if repeated := {name for name in found if found.count(name) > 1}:
-        raise UserError(f"Two recipes are named '{min(repeated)}'; give each its own name")
-    return recipes
 
 
 def _title(batch: int) -> str:

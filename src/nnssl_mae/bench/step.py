@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from rich.console import Console
 from torch._dynamo.exc import TorchDynamoException
 
+from nnssl_mae.bench.asked import check_report_file, distinct_recipes
 from nnssl_mae.bench.ceilings import DTYPES, Work, count_work, measure_ceilings, settled
 from nnssl_mae.bench.measuring import Timing, alternately
 from nnssl_mae.bench.step_report import print_group, report_of
@@ -24,7 +24,6 @@ from nnssl_mae.errors import UserError
 from nnssl_mae.evaluation.inputs import chosen_device
 from nnssl_mae.files import write_json
 from nnssl_mae.recipes.pretraining import Recipe
-from nnssl_mae.recipes.reading import load_recipe
 
 _WARM_UP = 3  # steps; a grad scaler skips the first ones, and cuDNN tries its algorithms
 _COMPILED_AT_MOST = 256  # forms of the same code; torch goes on without compiling after 8, and only warns
@@ -68,7 +67,7 @@ def bench_step(console: Console, options: StepOptions) -> dict[str, Any]:
     device = chosen_device(options.device)
     formats = _checked_formats(options.formats, device)
     recipes = _sized_recipes(options, device)
-    _check_writable(options.json)
+    check_report_file(options.json)
     groups = []
     for number_format in formats:
         say(console, f"Measuring what the device can do in {number_format}")
@@ -210,21 +209,4 @@ def _sized_recipes(options: StepOptions, device: torch.device) -> list[Recipe]:
     """The recipes in the sizes of this run; by default small on a CPU."""
     small = device.type == "cpu" if options.small is None else options.small
     patch = SMALL_PATCH if options.patch is None and small else options.patch
-    recipes = [load_recipe(name) for name in dict.fromkeys(options.recipes)]
-    names = [recipe.name for recipe in recipes]
-    if repeated := {name for name in names if names.count(name) > 1}:
-        raise UserError(f"Two recipes are named '{min(repeated)}'; give each its own name")
-    return [sized(recipe, patch, options.features, small) for recipe in recipes]
-
-
-def _check_writable(file: Path | None) -> None:
-    if file is None:
-        return
-    if file.is_dir():
-        raise UserError(f"--json {file} is a folder; give the name of a file in it")
-    try:
-        with tempfile.TemporaryFile(dir=file.absolute().parent):
-            pass
-    except OSError as error:
-        problem = error.strerror or str(error)
-        raise UserError(f"--json {file} cannot be written ({problem}); choose a folder that can") from error
+    return [sized(recipe, patch, options.features, small) for recipe in distinct_recipes(options.recipes)]

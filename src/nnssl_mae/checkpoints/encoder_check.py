@@ -9,6 +9,7 @@ import torch
 
 from nnssl_mae.checkpoints.names import under_one_name
 from nnssl_mae.networks.planned import network_shape
+from nnssl_mae.sizes import per_axis
 
 
 def encoder_differences(
@@ -39,9 +40,7 @@ def encoder_differences(
 
 def stride_differences(architecture: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
     """Where the decoder's transposed convolutions, whose kernels are the strides, tell of others; in words."""
-    strides = [
-        tuple(stride) if isinstance(stride, list | tuple) else (stride,) * 3 for stride in _strides(architecture)
-    ]
+    strides = [per_axis(stride) for stride in _strides(architecture)]
     first, _ = under_one_name(weights)
     found = {
         level: tuple(first[name].shape[2:])

@@ -9,6 +9,7 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnssl_mae.backbones import short_name
 from nnssl_mae.checkpoints.describe import (
     CT_INTENSITIES,
     DAMAGED,
@@ -78,7 +79,7 @@ def _described(content: Mapping[str, Any], plans: Mapping[str, Any], name: str, 
     check_preprocessing(kept, data, source.shown)
     described = configuration["architecture"]
     architecture = nnunet_architecture(
-        str(described["network_class_name"]).rsplit(".", 1)[-1],
+        short_name(str(described["network_class_name"])),
         described["arch_kwargs"],
         described["_kw_requires_import"],
         source.shown,

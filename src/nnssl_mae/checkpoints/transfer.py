@@ -20,7 +20,7 @@ from nnssl_mae.checkpoints.fitting import ChannelMap, Kind, check_channel_map, f
 from nnssl_mae.checkpoints.names import has_skips, under_one_name
 from nnssl_mae.errors import UserError
 from nnssl_mae.networks.planned import network_shape
-from nnssl_mae.sizes import sizes_in_words
+from nnssl_mae.sizes import per_axis, sizes_in_words
 
 Part = Literal["encoder", "encoder+decoder"]
 What = Literal["loaded", "adapted", "random"]
@@ -293,6 +293,9 @@ def _place(name: str, coarsest: int) -> str:
     return _POOLED_SKIP.sub(".skip.", _POOLED_STAGE.sub(r"\1.", name))
 
 
+_FIRST_CONVOLUTIONS = tuple(_places(f"{backbone.first_layer}.weight" for backbone in BACKBONES.values()).values())
+
+
 def _by_place(places: Mapping[str, str]) -> dict[str, str]:
     names: dict[str, str] = {}
     for name, place in places.items():
@@ -307,7 +310,7 @@ def _stage(place: str) -> str | None:
 
 
 def _kind(place: str, shape: Sequence[int]) -> Kind:
-    if place in _first_convolutions():
+    if place in _FIRST_CONVOLUTIONS:
         return "first convolution"
     if place == _POSITION:
         return "position"
@@ -333,8 +336,7 @@ def _stride(architecture: Mapping[str, Any], stage: int) -> tuple[int, ...] | No
     strides = architecture["arch_kwargs"].get("strides")
     if strides is None or isinstance(strides, int) or stage >= len(strides):
         return None
-    stride = strides[stage]
-    return (stride,) * 3 if isinstance(stride, int) else tuple(stride)
+    return per_axis(strides[stage])
 
 
 def _check_family(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -388,13 +390,8 @@ def _check_parts(checkpoint: Checkpoint, weights: Mapping[str, torch.Tensor], pa
         )
 
 
-def _first_convolutions() -> Collection[str]:
-    """Their places."""
-    return _places(f"{backbone.first_layer}.weight" for backbone in BACKBONES.values()).values()
-
-
 def _input_channels(checkpoint: Checkpoint, weights: Mapping[str, torch.Tensor], sources: Mapping[str, str]) -> int:
-    first = next((sources[place] for place in _first_convolutions() if place in sources), None)
+    first = next((sources[place] for place in _FIRST_CONVOLUTIONS if place in sources), None)
     return checkpoint.channels if first is None else weights[first].shape[1]
 
 

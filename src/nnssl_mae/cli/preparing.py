@@ -75,18 +75,16 @@ def _shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _changes(published: Any, backbone: str | None, texts: list[str], short: Mapping[str, tuple[str, Any]]) -> Any:
+def _changes(published: Any, texts: list[str], short: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
     """The user's changes of a recipe, dotted key by value.
 
     Args:
         published: the recipe.
-        backbone: the recipe whose network shall be taken.
-        texts: of ``--set``, which change that network too.
+        texts: of ``--set``.
         short: options that are short for a key, with their values (None = not given).
     """
-    from nnssl_mae.recipes.backbone import backbone_changes, network_of
     from nnssl_mae.recipes.pretraining import Recipe
-    from nnssl_mae.recipes.reading import assignments, changed_summary
+    from nnssl_mae.recipes.reading import assignments
 
     changes = assignments(texts, Recipe)
     for key, (option, value) in short.items():
@@ -101,10 +99,7 @@ def _changes(published: Any, backbone: str | None, texts: list[str], short: Mapp
         has_batch = short.get("network.batch_size", ("", None))[1] is not None
         option = "--batch" if has_batch else f"--set {planned[0]}"
         raise UserError(f"{option} cannot be used with a planner patch: nnU-Net's plan decides both; leave one out")
-    given = [*([] if backbone is None else [network_of(backbone)]), *changes]
-    if given and "summary" not in changes:
-        changes["summary"] = changed_summary(published.summary, given)
-    return changes if backbone is None else backbone_changes(published, backbone) | changes
+    return changes
 
 
 @app.command()
@@ -171,7 +166,8 @@ def prepare(
 
     Exit codes: 0 done, 1 --strict, 2 bad input, 75 no space or memory (the same command goes on), 130 Ctrl-C.
     """
-    from nnssl_mae.recipes.reading import load_recipe, override
+    from nnssl_mae.recipes.backbone import changed_recipe
+    from nnssl_mae.recipes.reading import load_recipe
     from nnssl_mae.scans.request import Request
 
     published = load_recipe(recipe)
@@ -186,7 +182,7 @@ def prepare(
     request = Request(
         dataset,
         name,
-        override(published, _changes(published, backbone, changes or [], short)),
+        changed_recipe(published, backbone, _changes(published, changes or [], short)),
         published,
         workers=workers,
         shard=None if shard is None else _shard(shard),

@@ -6,7 +6,7 @@ python -m nnssl_mae.cli.reference > docs/reference/cli.md
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -14,6 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import typer
 
 from nnssl_mae.cli import app
+from nnssl_mae.markdown import escaped, table
 
 COMMAND = "python -m nnssl_mae.cli.reference > docs/reference/cli.md"
 PROGRAM = "nnssl-mae"
@@ -41,7 +42,7 @@ def reference() -> str:
     """The whole page as Markdown."""
     every = list(verbs())
     short = [(f"[`{name}`](#{_anchor(name)})", _first_line(command.help)) for name, command in every]
-    return "\n".join([_INTRODUCTION, _table(("command", "what it does"), short), *(_verb(*one) for one in every)])
+    return "\n".join([_INTRODUCTION, table(("command", "what it does"), short), *(_verb(*one) for one in every)])
 
 
 def _below(name: str, command: Any) -> Iterator[tuple[str, Any]]:
@@ -101,10 +102,12 @@ def _verb(name: str, command: Any) -> str:
     usage = " ".join([name, *map(_usage, arguments), *(["[OPTIONS]"] if options else [])])
     parts = [f"\n## `{name}`", f"    {usage}", *_paragraphs(command.help)]
     if arguments:
-        parts.append(_table(("argument", "meaning"), [(f"`{_usage(one)}`", _escaped(one.help)) for one in arguments]))
+        parts.append(
+            table(("argument", "meaning"), [(f"`{_usage(one)}`", escaped(one.help or "")) for one in arguments])
+        )
     if options:
-        rows = [(_names(one), _default(one), _escaped(one.help)) for one in options]
-        parts.append(_table(("option", "default", "meaning"), rows))
+        rows = [(_names(one), _default(one), escaped(one.help or "")) for one in options]
+        parts.append(table(("option", "default", "meaning"), rows))
     return "\n\n".join(parts)
 
 
@@ -139,7 +142,7 @@ def _default(option: _Parameter) -> str:
 
 
 def _paragraphs(text: str | None) -> list[str]:
-    return [_escaped(" ".join(part.split())) for part in (text or "").split("\n\n")]
+    return [escaped(" ".join(part.split())) for part in (text or "").split("\n\n")]
 
 
 def _first_line(text: str | None) -> str:
@@ -149,20 +152,6 @@ def _first_line(text: str | None) -> str:
 def _anchor(name: str) -> str:
     """As Markdown makes it from the heading."""
     return name.replace(" ", "-")
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-
-
-def _escaped(text: str | None) -> str:
-    """Help text in one line, with what Markdown would take for markup outside `code` shielded."""
-    pieces = " ".join((text or "").split()).split("`")
-    for index in range(0, len(pieces), 2):
-        for letter in "*<[":
-            pieces[index] = pieces[index].replace(letter, f"\\{letter}")
-    return "`".join(pieces)
 
 
 if __name__ == "__main__":

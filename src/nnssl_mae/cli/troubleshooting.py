@@ -27,6 +27,7 @@ from nnssl_mae.doctor.findings import (
     judge_torch,
     judge_torchvision,
 )
+from nnssl_mae.markdown import escaped
 
 COMMAND = "python -m nnssl_mae.cli.troubleshooting > docs/troubleshooting.md"
 HOLE = "…"
@@ -184,7 +185,7 @@ def _once(found: Iterable[Sentence]) -> list[tuple[str, list[str]]]:
 
 def _line(entry: tuple[str, list[str]]) -> str:
     text, modules = entry
-    return f"- {_escaped(text)} ({', '.join(f'`{module}`' for module in modules)})"
+    return f"- {escaped(text)} ({', '.join(f'`{module}`' for module in modules)})"
 
 
 def _doctor() -> str:
@@ -192,13 +193,13 @@ def _doctor() -> str:
     lines = ["\n## What `nnssl-mae doctor` finds, and its advice\n"]
     for one in _usual_findings():
         advice = " ".join(_advice(line) for line in one.advice.splitlines())
-        lines.append(f"- **{one.name}: {_escaped(one.value)}** ({one.level}). {advice}")
+        lines.append(f"- **{one.name}: {escaped(one.value)}** ({one.level}). {advice}")
     return "\n".join(lines)
 
 
 def _advice(line: str) -> str:
     """An indented line of advice is a command."""
-    return f"`{line.strip()}`" if line.startswith("    ") else _escaped(line.strip())
+    return f"`{line.strip()}`" if line.startswith("    ") else escaped(line.strip())
 
 
 def _usual_findings() -> list[Finding]:
@@ -219,16 +220,6 @@ def _usual_findings() -> list[Finding]:
         judge_free_disk("nnUNet_results", 5 * 10**9),
         judge_registration(False, {}, plugin),
     ]
-
-
-def _escaped(text: str) -> str:
-    """With what Markdown would take for markup outside `code` shielded."""
-    pieces = text.split("`")
-    if len(pieces) % 2 == 0:  # a lone backtick is a letter
-        pieces = [text.replace("`", "'")]
-    for index in range(0, len(pieces), 2):
-        pieces[index] = re.sub(r"([*<\[])", r"\\\1", pieces[index]).replace("__", r"\_\_")
-    return "`".join(pieces)
 
 
 if __name__ == "__main__":

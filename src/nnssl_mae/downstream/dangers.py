@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from nnunetv2.configuration import ANISO_THRESHOLD
 
+from nnssl_mae.backbones import backbone_of, short_name
 from nnssl_mae.checkpoints.describe import Checkpoint
 from nnssl_mae.downstream.axes import Geometry
 from nnssl_mae.downstream.network import is_isotropic
@@ -103,12 +104,12 @@ def _varied(cases: Geometry) -> list[str]:
 
 
 def _own_network(checkpoint: Checkpoint) -> list[str]:
-    network = str(checkpoint.architecture["network_class_name"])
-    if not network.startswith("nnssl_mae."):
+    backbone = backbone_of(checkpoint.architecture)
+    if backbone.is_stock:
         return []
     return [
-        f"{network.rsplit('.', 1)[-1]} is not one of nnU-Net's networks: the fine-tuned model predicts only where "
-        "nnssl_mae is installed"
+        f"{short_name(backbone.network_class)} is not one of nnU-Net's networks: the fine-tuned model predicts only "
+        "where nnssl_mae is installed"
     ]
 
 

@@ -7,16 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
-
-from nnssl_mae.backbones import backbone_of, divisors, for_patch
+from nnssl_mae.backbones import (
+    MIN_FEATURE_MAP_EDGE,
+    backbone_of,
+    divisors,
+    for_patch,
+    planned_topology,
+    repeated,
+)
 from nnssl_mae.errors import UserError
-from nnssl_mae.sizes import are_multiples, nearest_multiples, sizes_in_words
+from nnssl_mae.sizes import are_multiples, nearest_multiples, per_axis, sizes_in_words
 
-_MIN_FEATURE_MAP_EDGE = 4  # as all planners of nnU-Net
 _MAX_WIDTH = 320  # of nnU-Net's 3D networks
 _DEPTHS = ("n_blocks_per_stage", "n_conv_per_stage")
-_AXES = 3
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ def is_isotropic(architecture: Mapping[str, Any]) -> bool:
     """Whether all axes are treated alike: the same strides and kernels."""
     kwargs = architecture["arch_kwargs"]
     return all(
-        len(set(_per_axis(each))) == 1
+        len(set(per_axis(each))) == 1
         for key in ("strides", "kernel_sizes", "windows")
         if key in kwargs
         for each in (kwargs[key] if isinstance(kwargs[key], list | tuple) else [kwargs[key]])
@@ -80,12 +83,12 @@ def continued(architecture: Mapping[str, Any], spacing: Sequence[float], patch: 
         units = divisors(architecture)
         enough = [max(2, math.ceil(edge / unit)) * unit for edge, unit in zip(patch, units, strict=True)]
         return as_trained(architecture, enough)
-    _, strides, kernels, fitting, _ = get_pool_and_conv_props(spacing, patch, _MIN_FEATURE_MAP_EDGE, 999999)
-    stages = len(strides)
+    planned = planned_topology(spacing, patch)
+    stages = len(planned.strides)
     if stages < 2:
         raise UserError(
             f"A patch of {sizes_in_words(patch)} is too small for a network with two stages; the nearest that fits is "
-            f"--patch {_spaced([max(int(edge), 3 * _MIN_FEATURE_MAP_EDGE) for edge in patch])}"
+            f"--patch {_spaced([max(int(edge), 3 * MIN_FEATURE_MAP_EDGE) for edge in patch])}"
         )
     kwargs = dict(architecture["arch_kwargs"])
     before = len(_as_list(kwargs["features_per_stage"], kwargs.get("n_stages", 1)))
@@ -94,13 +97,13 @@ def continued(architecture: Mapping[str, Any], spacing: Sequence[float], patch: 
     kwargs |= {
         "n_stages": stages,
         "features_per_stage": _widths(_as_list(kwargs["features_per_stage"], before), stages),
-        "kernel_sizes": [list(kernel) for kernel in kernels],
-        "strides": [list(stride) for stride in strides],
-        depth: _lengthened(_as_list(kwargs[depth], before), stages),
+        "kernel_sizes": planned.kernels,
+        "strides": planned.strides,
+        depth: repeated(_as_list(kwargs[depth], before), stages),
         # The decoder counts from the lowest resolution.
-        "n_conv_per_stage_decoder": _lengthened(decoder[::-1], stages - 1)[::-1],
+        "n_conv_per_stage_decoder": repeated(decoder[::-1], stages - 1)[::-1],
     }
-    return SizedNetwork({**architecture, "arch_kwargs": kwargs}, tuple(int(edge) for edge in fitting))
+    return SizedNetwork({**architecture, "arch_kwargs": kwargs}, planned.patch)
 
 
 def _widths(widths: Sequence[int], stages: int) -> list[int]:
@@ -110,17 +113,9 @@ def _widths(widths: Sequence[int], stages: int) -> list[int]:
     return longer[:stages]
 
 
-def _lengthened(values: Sequence[int], length: int) -> list[int]:
-    return [*values, *[values[-1]] * length][:length]
-
-
 def _as_list(value: Any, length: int) -> list[int]:
     """One number may stand for all stages."""
     return [value] * length if isinstance(value, int) else list(value)
-
-
-def _per_axis(value: Any) -> tuple[int, ...]:
-    return (value,) * _AXES if isinstance(value, int) else tuple(value)
 
 
 def _spaced(sizes: Sequence[int]) -> str:

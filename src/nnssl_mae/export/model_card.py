@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from nnssl_mae.backbones import backbone_of
+from nnssl_mae.backbones import backbone_of, short_name
 from nnssl_mae.checkpoints.describe import Checkpoint
 from nnssl_mae.checkpoints.names import under_one_name
 from nnssl_mae.export.about import About
@@ -117,7 +117,7 @@ def _network(checkpoint: Checkpoint) -> Rows:
         part: sum(tensor.numel() for name, tensor in weights.items() if name.startswith(part))
         for part in ("", "encoder.", "decoder.")
     }
-    yield "class", checkpoint.architecture["network_class_name"].rsplit(".", 1)[-1]
+    yield "class", short_name(checkpoint.architecture["network_class_name"])
     yield (
         "parameters",
         f"{_millions(sizes[''])} (encoder {_millions(sizes['encoder.'])}, decoder {_millions(sizes['decoder.'])})",
@@ -275,7 +275,7 @@ def _limits(checkpoint: Checkpoint) -> str:
         "nnU-Net.",
         "A network can keep traces of what it was trained on. Ask whoever answers for the data before sharing weights.",
     ]
-    if checkpoint.architecture["network_class_name"].startswith("nnssl_mae."):
+    if not backbone_of(checkpoint.architecture).is_stock:
         limits.insert(
             0, "The network is not nnU-Net's own: models made from it predict only where nnssl_mae is installed."
         )

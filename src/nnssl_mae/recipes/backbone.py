@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nnssl_mae.recipes.pretraining import Recipe
@@ -49,13 +49,24 @@ def load_with_backbone(name_or_file: str, backbone: str | None, changes: Sequenc
     """
     if backbone is None:
         return load_recipe(name_or_file, changes)
-    recipe, assigned = load_recipe(name_or_file), assignments(changes, Recipe)
-    made = backbone_changes(recipe, backbone) | assigned
-    if "summary" not in assigned:
-        made["summary"] = changed_summary(recipe.summary, [network_of(backbone), *assigned])
-    return override(recipe, made)
+    if backbone is None:
+        return load_recipe(name_or_file, changes)
+    return changed_recipe(load_recipe(name_or_file), backbone, assignments(changes, Recipe))
 
 
-def network_of(backbone: str) -> str:
-    """How a summary tells of it."""
-    return f"network of {backbone}"
+def changed_recipe(published: Recipe, backbone: str | None, changes: Mapping[str, Any]) -> Recipe:
+    """A recipe with the network of another, if one is named, and then some values changed; its summary tells of it.
+
+    Args:
+        published: the recipe.
+        backbone: name or file of the recipe whose network is taken.
+        changes: values by dotted key.
+
+    Raises:
+        UserError: the other recipe cannot be read, or what is changed is not possible.
+    """
+    network = {} if backbone is None else backbone_changes(published, backbone)
+    told = [*([] if backbone is None else [f"network of {backbone}"]), *changes]
+    if not told:
+        return published
+    return override(published, {**network, "summary": changed_summary(published.summary, told), **changes})

@@ -14,6 +14,8 @@ from nnssl_mae.recipes.base import FrozenRecipe, Interval, Probability, Size3, S
 from nnssl_mae.recipes.intensity import IntensityRecipe
 
 Ratio = Annotated[float, Field(ge=0.05, le=0.95)]
+TRANSFORMERS = ("nnformer", "primus")
+"""Backbones for which ``network.transformer`` counts."""
 
 
 class DataRecipe(FrozenRecipe):
@@ -103,7 +105,7 @@ class NetworkRecipe(FrozenRecipe):
     @property
     def is_transformer(self) -> bool:
         """Whether ``transformer`` counts."""
-        return self.backbone in ("nnformer", "primus")
+        return self.backbone in TRANSFORMERS
 
     @property
     def drops_tokens(self) -> bool:

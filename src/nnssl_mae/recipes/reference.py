@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from nnssl_mae.markdown import table
 from nnssl_mae.recipes.base import FrozenRecipe
 from nnssl_mae.recipes.finetuning import FinetuneRecipe, finetuning_folder, load_finetune_recipe
 from nnssl_mae.recipes.pretraining import Recipe
@@ -113,7 +114,7 @@ def _at(recipe: BaseModel, dotted: str) -> Any:
 
 def _family(family: _Family) -> str:
     recipes = [family.load(name) for name in _standard_first(family)]
-    shipped = _table(("recipe", "what it is"), [(f"`{_name(one)}`", one.model_dump()["summary"]) for one in recipes])
+    shipped = table(("recipe", "what it is"), [(f"`{_name(one)}`", one.model_dump()["summary"]) for one in recipes])
     by_name = {_name(one): one for one in recipes}
     compared = [_comparison(one, by_name[_compared_with(family, _name(one))]) for one in recipes[1:]]
     parts = [f"## {family.title}: the shipped recipes", shipped, *compared, f"## {family.title}: all keys"]
@@ -136,7 +137,7 @@ def _name(recipe: BaseModel) -> str:
 def _comparison(recipe: BaseModel, standard: BaseModel) -> str:
     rows = [(f"`{key}`", _code(value), _code(other)) for key, value, other in differences(recipe, standard)]
     heading = f"### `{_name(recipe)}`, compared with `{_name(standard)}`"
-    return f"{heading}\n\n{_table(('key', f'`{_name(recipe)}`', f'`{_name(standard)}`'), rows)}"
+    return f"{heading}\n\n{table(('key', f'`{_name(recipe)}`', f'`{_name(standard)}`'), rows)}"
 
 
 def _sections(model: type[BaseModel]) -> Iterable[str]:
@@ -164,12 +165,7 @@ def _rows(dotted: str, field: FieldInfo) -> list[tuple[str, str, str, str]]:
 
 
 def _keys_table(rows: Sequence[Sequence[str]]) -> str:
-    return _table(("key", "may be", "default", "meaning"), rows)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    return table(("key", "may be", "default", "meaning"), rows)
 
 
 def _code(value: Any) -> str:
