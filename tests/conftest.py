@@ -87,7 +87,7 @@ def _prepared_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = parse_recipe(TINY_RECIPE, "for tests")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("nnUNet_preprocessed", str(folder / "preprocessed"))
-        prepare_folders([scans], Request(900, "Brains", recipe, recipe), Console(quiet=True), TINY_LIMITS)
+        prepare_folders([scans], Request(900, "Brains", recipe, recipe, workers=1), Console(quiet=True), TINY_LIMITS)
     return folder
 
 

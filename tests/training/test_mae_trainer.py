@@ -22,11 +22,17 @@ from tests.patches.stored import data_folder
 from tests.training.trainers import assert_same_weights, make_trainer, weights
 
 
-@pytest.fixture
-def trained(prepared: Path) -> nnUNetTrainerMAE:
-    trainer = make_trainer(nnUNetTrainerMAE, prepared, "nnsslMAEPlans")
-    trainer.run_training()
-    trainer.perform_actual_validation()
+@pytest.fixture(scope="module")
+def trained(_prepared_once: Path, tmp_path_factory: pytest.TempPathFactory) -> nnUNetTrainerMAE:
+    """After its training and validation; its results lie in a folder that holds nothing else."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("nnUNet_preprocessed", str(_prepared_once / "preprocessed"))
+        patch.setenv("nnUNet_results", str(folder / "results"))
+        dataset = _prepared_once / "preprocessed" / "Dataset900_Brains"
+        trainer = make_trainer(nnUNetTrainerMAE, dataset, "nnsslMAEPlans")
+        trainer.run_training()
+        trainer.perform_actual_validation()
     return trainer
 
 
@@ -118,13 +124,14 @@ def test_a_run_leaves_what_a_person_can_judge(trained: nnUNetTrainerMAE) -> None
     assert "hidden voxels: PSNR" in log
 
 
-def test_the_checkpoint_is_safe_to_read_and_names_no_path_and_no_subject(trained, prepared) -> None:
+def test_the_checkpoint_is_safe_to_read_and_names_no_path_and_no_subject(trained) -> None:
     path = Path(trained.output_folder, "checkpoint_final.pth")
     content = torch.load(path, weights_only=True)
     everything_but_weights = repr(
         {key: value for key, value in content.items() if "weights" not in key and "state" not in key}
     )
-    assert str(prepared.parents[1]) not in everything_but_weights
+    folders = {str(Path(trained.output_folder).parents[3]), trained.preprocessed_dataset_folder_base}
+    assert not [folder for folder in folders if folder in everything_but_weights]
     assert "sub-0" not in everything_but_weights
     for key in ("network_weights", "nnssl_adaptation_plan", "citations", "nnssl_mae", "init_args", "trainer_name"):
         assert key in content
@@ -167,6 +174,7 @@ def test_what_a_killed_write_left_goes_with_the_next_one(trained) -> None:
     trained.save_checkpoint(str(path))
     assert not left.exists()
     assert other.exists()
+    other.unlink()
 
 
 def test_only_the_last_head_is_trained(prepared: Path) -> None:
