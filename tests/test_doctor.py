@@ -35,8 +35,10 @@ def test_python_3_10_is_the_oldest(version: str, level: str) -> None:
     [
         (None, "problem"),
         ("2.2.2+cu118", "problem"),
-        ("2.3.0", "ok"),
-        ("2.8.0+cu128", "ok"),
+        ("2.5.1+cu124", "problem"),
+        ("2.6.0", "warning"),
+        ("2.8.0+cu128", "warning"),
+        ("2.10.0", "ok"),
         ("2.15.0+cu132", "ok"),
     ],
 )

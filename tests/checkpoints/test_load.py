@@ -108,6 +108,26 @@ def test_the_class_that_would_be_run_is_named(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "x.pth")
 
 
+def test_torch_that_could_run_code_of_a_file_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_own(tmp_path / "x.pth", tiny_recipe())
+    safe = write_own_safetensors(tmp_path / "shared", tmp_path / "x.pth")
+    monkeypatch.setattr(torch, "__version__", "2.5.1+cu124")
+    with pytest.raises(UserError, match=r"x\.pth cannot be read safely: torch 2\.5\.1.*install torch 2\.10 or newer"):
+        read_checkpoint(tmp_path / "x.pth")
+    assert read_checkpoint(safe).weights
+
+
+@pytest.mark.parametrize(("version", "notes"), [("2.6.0", 1), ("2.8.0+cpu", 1), ("2.10.0", 0), ("2.15.0+cu132", 0)])
+def test_torch_that_a_file_could_harm_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, notes: int
+) -> None:
+    write_own(tmp_path / "x.pth", tiny_recipe())
+    safe = write_own_safetensors(tmp_path / "shared", tmp_path / "x.pth")
+    monkeypatch.setattr(torch, "__version__", version)
+    assert ["CVE-2026-24747" in note for note in read_checkpoint(tmp_path / "x.pth").notes] == [True] * notes
+    assert read_checkpoint(safe).notes == ()
+
+
 def _zip(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("plans.json", "{}")

@@ -13,9 +13,11 @@ from typing import Any
 
 import safetensors
 import torch
+from packaging.version import Version
 
 from nnssl_mae.checkpoints.numpy_numbers import NUMPY_NUMBERS
 from nnssl_mae.errors import UserError
+from nnssl_mae.torch_safety import corrupts_memory, runs_code
 
 _JSON_KEYS = ("nnssl_adaptation_plan", "nnssl_mae", "citations", "current_epoch", "model_card")
 _TEXT_KEYS = ("licence", "trainer_name")
@@ -100,7 +102,22 @@ def _parsed(text: str, key: str, shown: str) -> Any:
 # ---------------------------------------------------------------------- torch's own form
 
 
+def note_about_torch(file: Path, shown: str) -> tuple[str, ...]:
+    """What to tell of a file that the installed torch may not read without harm; nothing of safetensors."""
+    if _is_safetensors(_start(file, shown)) or not corrupts_memory(Version(torch.__version__)):
+        return ()
+    return (
+        f"torch {torch.__version__} can be harmed by a hostile file of this kind (CVE-2026-24747): use only files of "
+        "people you trust, or safetensors, or torch 2.10 or newer.",
+    )
+
+
 def _load_torch(file: Path, shown: str) -> Any:
+    if runs_code(Version(torch.__version__)):
+        raise UserError(
+            f"{shown} cannot be read safely: torch {torch.__version__} can run code in it (CVE-2025-32434); install "
+            "torch 2.10 or newer, or take the weights as safetensors"
+        )
     try:
         with _numbers_of_numpy(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about the form of old files
@@ -138,8 +155,5 @@ def _numbers_of_numpy() -> Iterator[None]:
 
     What stands for numpy's own functions are ours, which make plain Python numbers and nothing else.
     """
-    if not hasattr(torch.serialization, "safe_globals"):  # torch before 2.5: such files are refused
-        yield
-        return
     with torch.serialization.safe_globals(list(NUMPY_NUMBERS)):
         yield

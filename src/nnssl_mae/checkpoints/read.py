@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from nnssl_mae.checkpoints.amaes import is_amaes, read_amaes
 from nnssl_mae.checkpoints.describe import Checkpoint
 from nnssl_mae.checkpoints.encoder_check import encoder_differences, some, stride_differences
-from nnssl_mae.checkpoints.load import load_content
+from nnssl_mae.checkpoints.load import load_content, note_about_torch
 from nnssl_mae.checkpoints.locate import PLAN_FILE, USUAL_NAMES, Source, locate
 from nnssl_mae.checkpoints.nnssl import read_nnssl
 from nnssl_mae.checkpoints.nnunet import is_nnunet, read_nnunet
@@ -38,6 +39,7 @@ def read_checkpoint(where: str | Path) -> Checkpoint:
     source = locate(where)
     content = load_content(source.file, source.shown)
     checkpoint = _read({**content, **_descriptions(content, source)}, source)
+    checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *note_about_torch(source.file, source.shown)))
     _check_channels(checkpoint, source)
     _check_encoder(checkpoint, source)
     return checkpoint

@@ -207,7 +207,8 @@ def _usual_findings() -> list[Finding]:
     return [
         judge_python("3.9"),
         judge_torch(None),
-        judge_torch("2.2.0"),
+        judge_torch("2.5.1"),
+        judge_torch("2.8.0"),
         judge_torch("2.9.0"),
         judge_torchvision("2.13.0+cpu", "0.28.0", "torch==2.13.0", "operator torchvision::nms does not exist"),
         judge_nnunet(None),

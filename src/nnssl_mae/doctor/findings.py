@@ -12,6 +12,8 @@ from typing import Literal
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
+from nnssl_mae.torch_safety import corrupts_memory, runs_code
+
 Level = Literal["ok", "warning", "problem"]
 
 TESTED_NNUNET = ("2.8.1",)
@@ -63,14 +65,23 @@ def judge_torch(version: str | None, import_error: str | None = None) -> Finding
     if import_error is not None:
         advice = f"It cannot be imported: {import_error}\n{MATCH_TORCHVISION}"
         return Finding("problem", "torch", version, advice)
-    release = _version(version).release[:2]
-    if release < (2, 3):
-        advice = "Too old, 2.3 or newer is needed:\n    pip install --upgrade torch torchvision"
+    if runs_code(_version(version)):
+        advice = (
+            "Too old: below 2.6 a checkpoint can run a program although torch reads weights only "
+            "(CVE-2025-32434). Install a newer one:\n    pip install --upgrade torch torchvision"
+        )
         return Finding("problem", "torch", version, advice)
-    if release == (2, 9):
+    if _version(version).release[:2] == (2, 9):
         advice = (
             "Known-bad version: fp16 3D convolutions are reported up to 4 times slower on torch 2.9, and "
             "nnunetv2 excludes it. Install a newer one:\n    pip install --upgrade torch torchvision"
+        )
+        return Finding("warning", "torch", version, advice)
+    if corrupts_memory(_version(version)):
+        advice = (
+            "Below 2.10 a hostile .pth file can damage the memory of the process that reads it (CVE-2026-24747): "
+            "read only safetensors, and .pth of people you trust, or install a newer one:\n"
+            "    pip install --upgrade torch torchvision"
         )
         return Finding("warning", "torch", version, advice)
     return Finding("ok", "torch", version)
