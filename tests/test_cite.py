@@ -28,7 +28,7 @@ def entries(text: str) -> Entries:
     """Fields of each entry under its key; fails where the text is anything but BibTeX, or a key stands twice."""
     found: Entries = {}
     while text := text.lstrip():
-        start = re.match(r"@(article|misc)\{([A-Za-z0-9-]+),", text)
+        start = re.match(r"@(article|misc|inproceedings)\{([A-Za-z0-9-]+),", text)
         assert start is not None, f"no entry begins here: {text[:60]}"
         body, text = until_closed(text, start.end())
         assert start[2] not in found
@@ -84,6 +84,15 @@ def test_a_paper_of_several_recipes_stands_there_once(cite: Command) -> None:
     # Their citations of AMAES differ in capital letters.
     _, out, _ = cite("amaes", "amaes_finetuning", "mae", "warmup")
     assert sorted(entries(out)) == ["isensee2021nnunet", "munk2024amaes", "wald2025openmind", "wald2025revisiting"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_papers_of_shipped_recipes_are_ready_to_print(name: str, cite: Command) -> None:
+    for paper in entries(cite(name)[1]).values():
+        authors = paper["author"].split(" and ")
+        assert len(authors) > 3
+        assert all(", " in author for author in authors)
+        assert len(paper["title"].split()) > 5
 
 
 def test_two_papers_never_share_a_key() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from nnssl_mae import __version__, cli
 from nnssl_mae.errors import ResumableError, UserError
+from tests.catalogue.scan_tables import row, write
 from tests.tiny_scans import tiny_scan
 
 
@@ -167,6 +168,15 @@ def test_scan_makes_a_catalogue_with_rules_and_a_report(command, catalogue: Path
     assert command("scan", "rules", catalogue, "--remove", "1")[0] == 0
     code, out, _ = command("scan", "report", catalogue)
     assert (code, (catalogue / "scan.html").is_file()) == (0, True)
+
+
+def test_scan_include_says_that_a_duplicate_comes_back(command, tmp_path: Path) -> None:
+    copies = [row("a", modality="T2w", voxel_hash="1"), row("b", voxel_hash="1")]
+    folder = write(tmp_path / "catalogue", copies)
+    command("scan", "exclude", folder, "--where", "mean > 1e9")  # finds the duplicate
+    code, out, _ = command("scan", "include", folder, "--where", "modality == 'T1w'")
+    assert (code, "1 comes back" in out, "1 of 2 scans are accepted" in out) == (0, True, True)
+    assert "comes back" not in command("scan", "rules", folder)[1]
 
 
 @pytest.mark.parametrize(

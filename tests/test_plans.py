@@ -16,6 +16,7 @@ from nnssl_mae.plans import (
     same_topology,
 )
 from nnssl_mae.recipes.reading import load_recipe, override
+from nnssl_mae.scans.planning import write_plans_for
 
 
 def arguments(architecture: dict) -> dict:
@@ -87,6 +88,20 @@ def test_plans_that_are_not_for_pretraining_are_refused(prepared: Path) -> None:
         check_prepared(prepared, "dataset")
     with pytest.raises(UserError, match="has no plans 'x'"):
         check_prepared(prepared, "x")
+
+
+def test_a_labelled_dataset_is_refused_with_what_pretraining_needs(nnunet_folders: Path) -> None:
+    folder = nnunet_folders / "preprocessed" / "Dataset004_Lesions"
+    folder.mkdir()
+    (nnunet_folders / "raw" / folder.name / "imagesTr").mkdir(parents=True)
+    with pytest.raises(UserError, match="Dataset004_Lesions has no plans 'nnsslMAEPlans'; make them"):
+        check_prepared(folder, "nnsslMAEPlans")
+    (nnunet_folders / "raw" / folder.name / "labelsTr").mkdir()
+    sentence = "Dataset004_Lesions is a labelled dataset.*`nnssl-mae prepare SCANS -d NUMBER -n NAME`"
+    with pytest.raises(UserError, match=sentence):
+        check_prepared(folder, "nnsslMAEPlans")
+    with pytest.raises(UserError, match=sentence):
+        write_plans_for(folder, load_recipe("mae"), None)
 
 
 def test_blocks_that_do_not_fill_the_patch_are_refused_with_the_nearest(plans: dict) -> None:

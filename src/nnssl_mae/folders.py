@@ -65,6 +65,11 @@ def find_dataset(number: int) -> str:
     return names[0]
 
 
+def is_labelled(name: str) -> bool:
+    """Whether nnUNet_raw, where it is set, holds this dataset with labels."""
+    return Path(os.environ.get("nnUNet_raw") or os.devnull, name, "labelsTr").is_dir()
+
+
 @contextlib.contextmanager
 def environment(**values: str) -> Iterator[None]:
     """Sets environment variables for a while (nnU-Net reads its folders from there at each use)."""

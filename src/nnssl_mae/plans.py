@@ -14,6 +14,7 @@ from typing import Any
 from nnssl_mae.backbones import divisors, planned_architecture, strides_that_shrink
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import read_json, short_hash
+from nnssl_mae.folders import is_labelled
 from nnssl_mae.recipes.pretraining import NetworkRecipe
 from nnssl_mae.sizes import are_multiples, nearest_multiples, sizes_in_words, stages_in_words
 
@@ -81,11 +82,30 @@ def check_prepared(folder: Path, plans_name: str) -> None:
     Raises:
         UserError: see above.
     """
-    file = folder / f"{plans_name}.json"
-    if not plans_name or not file.is_file():
-        raise UserError(f"{folder.name} has no plans '{plans_name}'; make them with `nnssl-mae prepare`")
+    file = existing_plans(folder, plans_name)
     configurations = read_json(file, "prepare the dataset again").get("configurations", {})
     read_block(configurations.get(CONFIGURATION, {}), "pretrain", plans_name)
+
+
+def existing_plans(folder: Path, plans_name: str) -> Path:
+    """The file of plans for pre-training.
+
+    Args:
+        folder: ``nnUNet_preprocessed/DatasetXXX_Name``.
+        plans_name: of the plans in it.
+
+    Raises:
+        UserError: it is not there.
+    """
+    file = folder / f"{plans_name}.json"
+    if plans_name and file.is_file():
+        return file
+    if is_labelled(folder.name):  # prepare would refuse its number
+        raise UserError(
+            f"{folder.name} is a labelled dataset without plans '{plans_name}'; pre-training needs a dataset of scans "
+            "that `nnssl-mae prepare SCANS -d NUMBER -n NAME` made, with a number of its own"
+        )
+    raise UserError(f"{folder.name} has no plans '{plans_name}'; make them with `nnssl-mae prepare`")
 
 
 def read_block(configuration: Mapping[str, Any], kind: str, plans_name: str) -> dict[str, Any]:

@@ -7,7 +7,9 @@ import multiprocessing
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from multiprocessing import util
+from multiprocessing.process import BaseProcess
 from types import FrameType
 
 import torch
@@ -85,6 +87,26 @@ class StopAgreement:
 
 
 def leave_stopping_to_the_main_process(_: int) -> None:
-    """For workers of a data loader: a signal to the whole job must not take the batches away before the last step."""
+    """For workers of a data loader: a signal to the whole job must not take the batches away before the last step.
+
+    Their processes need :func:`end_with_this_process`.
+    """
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
+
+
+def end_with_this_process(workers: Sequence[BaseProcess]) -> None:
+    """Workers that ignore signals are killed when this process ends, in whatever way.
+
+    At its end ``multiprocessing`` sends SIGTERM to those that are left, after an error for instance, and then waits
+    for them: for ever, if they ignore it.
+    """
+    util.Finalize(None, _kill, args=(tuple(workers),), exitpriority=10)
+
+
+def _kill(workers: Sequence[BaseProcess]) -> None:
+    alive = [worker for worker in workers if worker.is_alive()]
+    if alive and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise an error for each of them
+    for worker in alive:
+        worker.kill()

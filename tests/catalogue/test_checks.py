@@ -1,5 +1,6 @@
 """Checks of names and numbers: what they reject, what they must leave alone, and how they are switched off."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -129,6 +130,25 @@ def test_duplicates_keep_the_first_by_dataset_and_case_and_name_it() -> None:
     }
     assert "/a/2" in verdicts[0][1] and "p in a" in verdicts[2][1] and "q in a" in verdicts[2][1]
     assert 2 not in duplicate_verdicts(rows, Limits(allow=("duplicate_subject",)))
+
+
+def test_of_duplicates_the_copy_of_a_bids_subject_is_kept_best_with_a_modality_in_whatever_order() -> None:
+    rows = [
+        row(dataset="a", case="patient_A", subject="old_copies", subject_from="folder", modality="T1w"),
+        row(dataset="b", case="sub-1_copy", subject="sub-1", subject_from="bids"),
+        row(dataset="c", case="sub-1_T1w", subject="sub-1", subject_from="bids", modality="T1w"),
+        row(dataset="d", case="sub-1_run-2_T1w", subject="sub-1", subject_from="bids", modality="T1w"),
+    ]
+    for order in itertools.permutations(rows):
+        verdicts = duplicate_verdicts(order, Limits())
+        assert {order[place].case: check for place, (check, _) in verdicts.items()} == {
+            "patient_A": "duplicate_subject",
+            "sub-1_copy": "duplicate",
+            "sub-1_run-2_T1w": "duplicate",
+        }
+        assert all("voxels of sub-1_T1w" in detail for _, detail in verdicts.values())
+    guessed = [replace(one, subject_from="folder", subject="s") for one in rows]
+    assert set(duplicate_verdicts(guessed, Limits())) == {1, 2, 3}
 
 
 @pytest.mark.parametrize("code", ALLOWABLE)

@@ -234,6 +234,17 @@ def test_small_differences_between_nearly_equal_scans_are_none(tmp_path) -> None
     assert outliers_of(folder) == {}
 
 
+@pytest.mark.parametrize(
+    ("count", "sentence"),
+    [(1, "1 accepted scan is an outlier: look at it."), (2, "2 accepted scans are outliers: look at them.")],
+)
+def test_outliers_are_counted_in_words(tmp_path, count, sentence) -> None:
+    rows = [row(f"s{number}") for number in range(30)]
+    odd = [row(f"odd{number}", max_fov=900.0) for number in range(count)]
+    _, printed = report(write(tmp_path / "c", rows + odd))
+    assert sentence in printed.splitlines()
+
+
 def test_a_rare_modality_is_compared_with_all_and_unknown_numbers_with_none(tmp_path) -> None:
     rows = [row(f"s{number}") for number in range(30)]
     rows += [row("angio", modality="TOF", max_fov=900.0), row("unread", p99=math.nan, min_spacing=math.nan, size_x=0)]

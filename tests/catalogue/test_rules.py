@@ -320,6 +320,12 @@ def test_rules_that_match_nothing_or_leave_nothing_are_said(folder: Path) -> Non
     assert "2. exclude case != '': matches 5, leaves out 5" in printed and "leave no scan" in printed
 
 
+def printed(catalogue: Catalogue, before: Catalogue | None = None) -> list[str]:
+    console = Console(file=io.StringIO(), width=200)
+    print_rules(catalogue, console, before)
+    return console.file.getvalue().splitlines()
+
+
 def test_an_empty_catalogue_takes_rules(tmp_path: Path) -> None:
     write_catalogue(tmp_path, Catalogue(SCANS.iloc[:0]))
     assert add_rule(tmp_path, "exclude", "modality == 'T1w' and min_spacing < 3").accepted.empty
@@ -334,6 +340,35 @@ def test_the_copy_of_a_scan_that_a_rule_leaves_out_is_no_duplicate_any_more() ->
     assert list(applied["check"]) == ["", "", ""]
     again = apply_rules(Catalogue(applied)).rows
     assert list(again["verdict"]) == ["accepted", "rejected", "accepted"]
+
+
+def test_duplicates_that_come_back_are_said_so_that_the_numbers_add_up(tmp_path: Path) -> None:
+    rows = [
+        row("a", "PDw", voxel_hash="1"),
+        row("b", "T1w", voxel_hash="1"),
+        row("c", "T2w", voxel_hash="2"),
+        row("d", "T2w", voxel_hash="2"),
+        row("e"),
+    ]
+    before = apply_rules(Catalogue(table(*rows)))
+    write_catalogue(tmp_path, before)
+    after = add_rule(tmp_path, "include", "modality == 'T1w'")
+    assert printed(after, before) == [
+        "1. include modality == 'T1w': matches 2, leaves out 3",
+        "1 comes back: the copy that was kept before is left out now.",
+        "1 of those that the rules leave out was a duplicate before.",
+        "2 of 5 scans are accepted.",
+    ]
+    assert len(before.accepted) + 1 + 1 - 3 == len(after.accepted)
+    assert len(printed(after)) == len(printed(after, after)) == 2  # nothing has just happened
+
+
+def test_two_that_come_back(tmp_path: Path) -> None:
+    pairs = [row(f"{name}{n}", voxel_hash=str(n)) for name in "ab" for n in range(2)]
+    before = apply_rules(Catalogue(table(*pairs)))
+    write_catalogue(tmp_path, before)
+    after = add_rule(tmp_path, "exclude", "case.str.startswith('a')")
+    assert "2 come back: the copies that were kept before are left out now." in printed(after, before)
 
 
 def test_a_rule_waits_for_a_scan_that_would_undo_it(tmp_path) -> None:

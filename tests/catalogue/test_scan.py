@@ -145,6 +145,15 @@ def dies(scan):
     return module.examine_voxels(scan)
 
 
+def test_a_copy_in_a_folder_of_no_subject_is_left_out_for_that_in_bids_now_and_later(tree, in_this_process) -> None:
+    copy = tree / "old_copies" / "patient_A.nii.gz"
+    write_nifti(copy, brain(seed=0), GRID)
+    catalogue, _ = run(tree)
+    for one in (catalogue, run(tree)[0], refresh(catalogue, 2, Console(quiet=True), rehash=True)):
+        checks = dict(zip(one.rows["case"], one.rows["check"], strict=True))
+        assert checks == {"patient_A": "duplicate_subject", "sub-0_T1w": "", "sub-1_T1w": "", "sub-2_T1w": ""}
+
+
 def test_a_worker_that_dies_costs_its_scan_only(tree, monkeypatch) -> None:
     write_nifti(tree / "killer.nii", brain(seed=8), GRID)
     monkeypatch.setattr(module, "examine_voxels", dies)

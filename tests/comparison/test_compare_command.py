@@ -123,6 +123,41 @@ def test_predictions_of_a_test_set(root: Path, compare: Command) -> None:
     assert failed["dice"].astype(float).tolist() == [0.0]
 
 
+def test_which_cases_were_measured_is_said(root: Path, compare: Command) -> None:
+    for fold in (0, 1):
+        model(root, "good", 1, fold)
+    sentence = f"Cases: 14 validation cases of {DATASET} (folds 0 to 1)."
+    for arguments in (("-d", 4, "-o", root / "out"), ("--from", root / "out", "-o", root / "again")):
+        code, said, _ = compare(*arguments)
+        assert code == 0 and sentence in said
+        assert sentence in (arguments[-1] / "compare.html").read_text().split("<table")[0], "it stands at the top"
+    code, said, _ = compare("-d", 4, "--fold", 1, "-o", root / "one")
+    assert code == 0 and f"Cases: 7 validation cases of {DATASET} (fold 1)." in said
+    references, predictions = volumes(1)
+    write_test_predictions(root / "truth", references, SPACING)
+    write_test_predictions(root / "mae", predictions, SPACING)
+    code, said, _ = compare("--predictions", f"mae={root / 'mae'}", "--references", root / "truth", "-o", root / "test")
+    assert code == 0 and "Cases: 7 test cases of " in said and "(--predictions)." in said
+
+
+def test_pre_trained_weights_that_a_trainer_never_loads_are_warned_of(root: Path, compare: Command) -> None:
+    for plans, initialisation in (("good", {"file": "x"}), ("poor", None)):
+        file = model(root, plans, 1).parent / "plans.json"
+        block = {"nnssl_mae": {"kind": "finetune", "initialisation": initialisation}}
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"configurations": {CONFIGURATION: block}}))
+    for arguments in (("-d", 4, "-o", root / "out"), ("--from", root / "out", "-o", root / "again")):
+        code, said, _ = compare(*arguments)
+        assert code == 0 and said.count("Warning: ") == 1
+        assert f"the plans of {TRAINER}__good__{CONFIGURATION} (arm " in said
+        assert f"its trainer {TRAINER} never loads them" in said and "-pretrained_weights" in said
+        page = (arguments[-1] / "compare.html").read_text()
+        assert "never loads them" in page.split("<table")[0], "it stands at the top"
+    log = root / "results" / DATASET / f"{TRAINER}__good__{CONFIGURATION}" / "fold_0" / "training_log_1.txt"
+    log.write_text("2026-11-22 03:10:08.9: Pre-trained weights: encoder of checkpoint_final.pth \n")
+    code, said, _ = compare("-d", 4, "-o", root / "derived")  # a trainer of somebody's, derived from ours
+    assert code == 0 and "Warning" not in said
+
+
 @pytest.mark.parametrize(
     ("initialisation", "sentence"),
     [

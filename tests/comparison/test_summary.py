@@ -15,8 +15,10 @@ from nnunetv2.evaluation import evaluate_predictions
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnssl_mae.comparison.entries import Unfinished
+from nnssl_mae.comparison.kinds import METRICS, Metric
 from nnssl_mae.comparison.statistics import holm, interval_of_mean, wilcoxon_p
 from nnssl_mae.comparison.summary import Comparison, compare
+from nnssl_mae.comparison.tables import pairs_sheet
 from nnssl_mae.errors import UserError
 from tests.comparison.cases_table import cases_table
 
@@ -315,13 +317,15 @@ def test_datasets_whose_cases_are_their_own_subjects_are_named() -> None:
     cases.loc[cases["dataset"] == "Dataset001", "subject"] = "s" + cases["case"].str[-1]
     notes = compare(cases, "scratch", resamples=FEW).notes
     assert any(note.startswith("Dataset002, Dataset003: each case is taken as a subject") for note in notes)
+    notes = compare(_three_datasets(), "scratch", resamples=FEW).notes
+    assert any(note.startswith("Each case is taken as a subject") for note in notes)
 
 
 def test_a_difference_that_only_the_correction_hides_is_not_called_none() -> None:
     levels = {f"arm{number}": COLUMN + 0.02 + 0.001 * np.arange(len(COLUMN))[:, None] for number in range(12)}
     scores = {("Dataset001", arm, "r"): values for arm, values in {"scratch": COLUMN, **levels}.items()}
     sentence = compare(cases_table(scores), "scratch", resamples=FEW).pairs["verdict"].iloc[0]
-    assert sentence.startswith("not settled: +2.") and "cannot pass the correction" in sentence
+    assert sentence.startswith("not settled: +0.02") and "cannot pass the correction" in sentence
 
 
 # Ranks and pairs
@@ -354,7 +358,7 @@ def test_shorter_distances_are_better() -> None:
     comparison = compare(_two_arms(scores - 1 - scores / 100, scores, metric="hd95"), "scratch", resamples=FEW)
     pair = _pair(comparison)
     assert pair["difference"] < 0 and pair["better"] == 10
-    assert pair["verdict"].startswith("-1.1 mm HD95 [") and pair["verdict"].endswith("better than scratch")
+    assert pair["verdict"].startswith("-1.15 mm HD95 [") and pair["verdict"].endswith("better than scratch")
     assert _only(comparison.ranks, {"arm": "MAE"})["rank"] == 1
 
 
@@ -403,16 +407,28 @@ def test_a_comparison_does_not_depend_on_the_order_of_cases_and_repeats() -> Non
 def test_a_clear_gain_is_said_with_size_interval_p_and_subjects() -> None:
     gains = np.linspace(0.02, 0.06, 8)[:, None]
     sentence = _pair(compare(_two_arms(COLUMN + gains, COLUMN), "scratch"))["verdict"]
-    assert sentence.startswith("+4.0 Dice [") and ", p(Holm) = .008, 8 subjects, " in sentence
+    assert sentence.startswith("+0.040 Dice [") and ", p(Holm) = .008, 8 subjects, " in sentence
     assert sentence.endswith("better than scratch")
     sentence = _pair(compare(_two_arms(COLUMN - gains, COLUMN), "scratch"))["verdict"]
-    assert sentence.startswith("-4.0 Dice [") and sentence.endswith("worse than scratch")
+    assert sentence.startswith("-0.040 Dice [") and sentence.endswith("worse than scratch")
+
+
+@pytest.mark.parametrize("metric", METRICS[:3], ids=lambda metric: metric.name)
+def test_a_sentence_gives_a_difference_as_the_table_beside_it_does(metric: Metric) -> None:
+    gains = np.linspace(0.003, 0.014, len(COLUMN))[:, None]
+    comparison = compare(_two_arms(COLUMN - gains, COLUMN, metric=metric.name), "scratch", resamples=FEW)
+    sheet = pairs_sheet(comparison, metric)
+    assert sheet is not None
+    difference, interval = sheet.groups[0][1][0][1].split("\n")
+    number, _, low_and_high = _pair(comparison)["verdict"].partition(f" {metric.words} ")
+    assert number == difference
+    assert low_and_high.startswith(interval.replace("+", ""))
 
 
 def test_no_difference_seen_says_what_would_have_been_seen() -> None:
     gains = np.array([0.05, -0.04, 0.02, -0.03, 0.01, -0.02, 0.03, -0.01])[:, None]
     sentence = _pair(compare(_two_arms(COLUMN + gains, COLUMN), "scratch"))["verdict"]
-    assert sentence.startswith("no difference seen: +0.1 Dice [")
+    assert sentence.startswith("no difference seen: +0.001 Dice [")
     assert sentence.endswith("or more would have been seen in 80 % of such studies)")
 
 
@@ -433,7 +449,9 @@ def test_fewer_than_six_subjects_get_spread_and_no_word_on_significance() -> Non
     )
     comparison = compare(cases, "scratch", resamples=FEW)
     pair = _pair(comparison)
-    assert pair["verdict"] == "+2.0 Dice, 5 subjects, spread over seeds 1.0: too few independent subjects for a test"
+    assert (
+        pair["verdict"] == "+0.020 Dice, 5 subjects, spread over seeds 0.010: too few independent subjects for a test"
+    )
     assert pair[["low", "high", "p", "p_holm", "effect", "rank_biserial"]].isna().all()
     assert comparison.cells[["low", "high"]].isna().all(axis=None)
     assert any("fewer than 6 independent subjects" in note for note in comparison.notes)

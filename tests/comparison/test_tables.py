@@ -51,6 +51,23 @@ def test_a_mean_stands_with_its_interval_and_its_numbers() -> None:
     assert row[4:] == ("8", "1")
 
 
+def test_titles_promise_intervals_only_where_there_are_some() -> None:
+    cases = made_up_cases(("scratch", "mae"), datasets=("Dataset001_A", "Dataset002_B"))
+
+    def titles(without: set[str]) -> set[str]:
+        whole = made_up_comparison(cases)
+        parts = {name: getattr(whole, name).copy() for name in ("cells", "labels")}
+        for table in parts.values():
+            table.loc[table["dataset"].isin(without), ["low", "high"]] = math.nan
+        comparison = made_up_comparison(cases, **parts)
+        sheets = means_sheet(comparison), labels_sheet(comparison)
+        return {sheet.title.partition("with")[2] for sheet in sheets if sheet is not None}
+
+    assert titles(set()) == {" 95 % intervals"}
+    assert titles({"Dataset001_A"}) == {" 95 % intervals where there are enough subjects"}
+    assert titles({"Dataset001_A", "Dataset002_B"}) == {""}
+
+
 def test_a_hole_is_said_in_its_cell_and_listed() -> None:
     comparison = with_hole(made_up_cases(("scratch", "mae"), (1, 3)))
     rows = dict(means_sheet(comparison).groups)["Dataset004_Hippocampus, 3 labelled"]

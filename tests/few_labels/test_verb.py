@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -29,10 +30,31 @@ def test_the_page_tells_the_folds_and_the_command(nnunet_folders: Path, labelled
     page = _run("--labelled", labelled, "--repeats", "2", "--seed", "0")
     lines = [line.split()[:3] for line in page.splitlines() if line.strip()[:2] == "10"]
     assert lines == [[str(100 + n), str(count), str(n % 2)] for n, count in enumerate((1, 1, 2, 2, 5, 5))]
-    assert "nnUNetv2_train 4 3d_fullres 100" in page
+    assert "  nnUNetv2_train 4 3d_fullres 100\n" in page
     assert "those of fold 0" in page
     assert f"Wrote 6 folds to {dataset / SPLITS}" in page
     assert "nothing changed" in _run("--labelled", labelled, "--repeats", "2")
+
+
+def test_the_commands_are_those_of_the_plans_that_are_there(nnunet_folders: Path) -> None:
+    dataset = write_dataset(nnunet_folders)
+    stock = json.loads((dataset / "nnUNetPlans.json").read_text())
+    (dataset / "nnUNetPlans.json").unlink()
+    for name, configuration, content in (
+        ("Treatment", "3d_fullres_mae", {"nnssl_mae": {"kind": "finetune", "initialisation": {}}}),
+        ("Control", "3d_fullres_mae", {"nnssl_mae": {"kind": "finetune", "initialisation": None}}),
+        ("Pretraining", "3d_fullres_mae", {"nnssl_mae": {"kind": "pretrain"}}),
+        ("Ready", "3d_fullres", stock["configurations"]["3d_fullres"]),
+        ("PlannedOnly", "3d_fullres", {"data_identifier": "nowhere"}),
+    ):
+        (dataset / f"{name}.json").write_text(json.dumps({**stock, "configurations": {configuration: content}}))
+    (dataset / "Broken.json").write_text(json.dumps({**stock, "configurations": [1]}))
+    commands = [line.strip() for line in _run("--labelled", "1").splitlines() if "nnUNetv2_train" in line]
+    assert commands == [
+        "nnUNetv2_train 4 3d_fullres_mae 100 -tr nnUNetTrainerMAEFinetune -p Control",
+        "nnUNetv2_train 4 3d_fullres_mae 100 -tr nnUNetTrainerMAEFinetune -p Treatment",
+        "nnUNetv2_train 4 3d_fullres 100 -p Ready",
+    ]
 
 
 def test_a_dry_run_says_so(nnunet_folders: Path) -> None:
@@ -45,6 +67,12 @@ def test_missing_labels_are_warned_of(nnunet_folders: Path) -> None:
     write_dataset(nnunet_folders, voxels={"case04": {1: 3}, "case09": {2: 5}})
     page = _run("--labelled", "1", "--repeats", "1")
     assert "Warning: a network cannot learn labels" in page
+    assert "labels in none of them" in page
+
+
+def test_there_is_no_empty_column_of_missing_labels(nnunet_folders: Path) -> None:
+    write_dataset(nnunet_folders)
+    assert "labels in none of them" not in _run("--labelled", "1", "--repeats", "1")
 
 
 @pytest.mark.parametrize("labelled", ["", "x", "0", "-1", "1.5", "1 two"])

@@ -40,7 +40,8 @@ def write_dataset(
         (folder / part).mkdir(parents=True)
     content = {"channel_names": {"0": "T1"}, "labels": labels, "numTraining": len(cases), "file_ending": ".nii.gz"}
     (folder / "dataset.json").write_text(json.dumps({**content, **more}))
-    (folder / "nnUNetPlans.json").write_text(json.dumps({"image_reader_writer": "NibabelIO"}))
+    plans = {"image_reader_writer": "NibabelIO", "configurations": {"3d_fullres": {"data_identifier": DATA}}}
+    (folder / "nnUNetPlans.json").write_text(json.dumps(plans))
     for index, case in enumerate(cases):
         (folder / DATA / f"{case}.b2nd").touch()
         (folder / DATA / f"{case}_seg.b2nd").touch()

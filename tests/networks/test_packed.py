@@ -118,7 +118,7 @@ def dense(stages: Sequence[nn.Module], shown: torch.Tensor, hidden: torch.Tensor
 
 
 def packed(stages: Sequence[nn.Module], shown: torch.Tensor, hidden: torch.Tensor, **options) -> list[torch.Tensor]:
-    return encode_packed(stages, shown, hidden, **{"most_halo": ALWAYS} | options)
+    return encode_packed(stages, shown, hidden, **{"most_halo": ALWAYS, **options})
 
 
 def everything(

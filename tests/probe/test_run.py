@@ -6,21 +6,24 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import nibabel
 import numpy as np
+import pandas
 import pytest
 import torch
 from rich.console import Console
 
 from nnssl_mae.catalogue.find import Scan
+from nnssl_mae.catalogue.table import ACCEPTED, REJECTED, Catalogue, ScanRow, write_catalogue
 from nnssl_mae.checkpoints.read import read_checkpoint
 from nnssl_mae.errors import UserError
 from nnssl_mae.evaluation.reconstruct import Hiding, reconstruct
 from nnssl_mae.probe import run, volumes
 from nnssl_mae.probe.baselines import BLOCK, MEAN, TRILINEAR
+from nnssl_mae.probe.chosen import ChosenScans, choose_scans
 from nnssl_mae.probe.collapse import Use
 from nnssl_mae.probe.encoders import Extractor, FeatureMaps, features_of, pretrained_encoder, random_encoder
 from nnssl_mae.probe.forecast import forecast, patches_to_see
@@ -159,7 +162,7 @@ def test_without_a_decoder_the_rest_is_done_and_the_reason_said(
 def test_without_labels_no_linear_probe_is_made(pairs: Path, checkpoint: Path) -> None:
     (found,) = probe([str(checkpoint)], wishes_of(pairs, labels=None), quiet(), device="cpu")
     assert found.linear is None
-    assert verdict(found).worth in ("probably", "no")
+    assert verdict(found).worth in ("probably", "unclear", "no")
 
 
 def test_every_checkpoint_of_a_run_gets_a_line(pairs: Path, checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
@@ -206,14 +209,72 @@ def test_impossible_wishes_are_refused(pairs: Path, checkpoint: Path, change: di
     assert not (pairs / "out").exists()
 
 
-def test_scans_with_nan_are_refused(pairs: Path, checkpoint: Path) -> None:
-    path = pairs / "images" / "a_0000.nii.gz"
+def spoil(path: Path) -> None:
     image = nibabel.load(path)
     voxels = np.asarray(image.dataobj).copy()
     voxels[0, 0, 0] = np.nan
     nibabel.save(nibabel.Nifti1Image(voxels, image.affine), path)
-    with pytest.raises(UserError, match=r"a_0000.nii.gz contains NaN .* cannot be probed"):
-        probe([str(checkpoint)], wishes_of(pairs), quiet(), pairs / "out", "cpu")
+
+
+def test_scans_that_cannot_be_used_are_left_out_with_a_word(pairs: Path, checkpoint: Path) -> None:
+    images = pairs / "images"
+    spoil(images / "a_0000.nii.gz")
+    (images / "empty_0000.nii.gz").touch()
+    wishes = wishes_of(pairs, labels=None)
+    (found,) = probe([str(checkpoint)], wishes, quiet(), device="cpu")
+    assert found.scans == ("b_0000",)
+    (note,) = (note for note in found.notes if "left out" in note)
+    assert note.startswith("2 scans are left out: ") and str(pairs) not in note
+    assert "a_0000.nii.gz contains NaN" in note and "empty_0000.nii.gz holds 0 bytes" in note
+    spoil(images / "b_0000.nii.gz")
+    with pytest.raises(UserError, match=r"No scan can be probed with: a_0000.nii.gz contains NaN .* b_0000"):
+        probe([str(checkpoint)], wishes, quiet(), pairs / "out", "cpu")
+    assert not (pairs / "out").exists()
+
+
+def chosen_of(folder: Path, bad: set[str], most: int) -> ChosenScans:
+    def problem_of(scan: Scan) -> str | None:
+        return "is bad" if scan.case in bad else None
+
+    return choose_scans([folder], None, None, most, None, problem_of)
+
+
+@pytest.mark.parametrize(
+    ("bad", "most", "expected", "notes"),
+    [
+        ("", 3, "adg", ["3 of 7 scans are looked at"]),
+        ("d", 3, "acg", ["1 scan is left out: d.nii.gz is bad", "3 of 7 scans"]),
+        ("abcdef", 3, "g", ["6 scans are left out: a.nii.gz is bad; b.nii.gz is bad; .*; and 3 more"]),
+        ("g", 7, "abcdef", ["1 scan is left out"]),
+    ],
+)
+def test_the_nearest_scan_takes_the_place_of_one_that_cannot_be_used(
+    tmp_path: Path, bad: str, most: int, expected: str, notes: list[str]
+) -> None:
+    for name in "abcdefg":
+        (tmp_path / f"{name}.nii.gz").touch()
+    chosen = chosen_of(tmp_path, set(bad), most)
+    assert "".join(scan.case for scan in chosen.scans) == expected
+    assert len(chosen.notes) == len(notes)
+    assert all(re.match(pattern, note) for pattern, note in zip(notes, chosen.notes, strict=True))
+
+
+def test_of_a_catalogue_the_accepted_scans_count(tmp_path: Path) -> None:
+    rows = [
+        ScanRow(f"/data/{case}.nii.gz", "", "", case, "d", case, "file", "", "", "nifti", verdict=verdict)
+        for case, verdict in (("a", ACCEPTED), ("b", REJECTED), ("c", ACCEPTED))
+    ]
+    for name, table in (("catalogue", rows), ("none", rows[1:2])):
+        (tmp_path / name).mkdir()
+        write_catalogue(tmp_path / name, Catalogue(pandas.DataFrame(map(asdict, table))))
+    chosen = chosen_of(tmp_path / "catalogue", set(), 8)
+    assert [(scan.case, scan.path) for scan in chosen.scans] == [(c, Path(f"/data/{c}.nii.gz")) for c in "ac"]
+    with pytest.raises(UserError, match="no accepted scan"):
+        chosen_of(tmp_path / "none", set(), 8)
+    with pytest.raises(UserError, match="one catalogue"):
+        choose_scans([tmp_path / "catalogue", tmp_path], None, None, 8, None, lambda scan: None)
+    with pytest.raises(UserError, match="--subject-regex belongs to"):
+        choose_scans([tmp_path / "catalogue"], None, None, 8, "(.)", lambda scan: None)
 
 
 def test_checkpoints_that_cannot_be_probed_are_refused(pairs: Path, checkpoint: Path) -> None:
@@ -340,6 +401,32 @@ def test_a_yes_needs_all_three(dice: float, others: dict, worth: str, word: str)
     answer = verdict(probed(dice, **others))
     assert answer.worth == worth
     assert any(re.search(word, reason) for reason in answer.reasons)
+
+
+def filled_at(gains: Sequence[float]) -> Probed:
+    """Without labels: how much more R2 than the best filling it reaches at each ratio; the last is that it trained."""
+    at = [replace(reconstructed(0.3 + gain).at[0], ratio=0.1 * place) for place, gain in enumerate(gains)]
+    filled = Reconstructions(tuple(at), at[-1].ratio, 4, False)
+    return Probed("c.pth", "mae", 1, ("s",), HEALTHY, filled)
+
+
+@pytest.mark.parametrize(
+    ("gains", "worth", "word"),
+    [
+        ((0.1, 0.1, 0.1, 0.1), "probably", "better than every baseline at all ratios"),
+        ((-0.2, 0.1, 0.1, 0.1), "probably", "at 3 of 4 ratios"),
+        ((-0.2, -0.1, 0.1, 0.1), "unclear", "At 2 of 4 ratios trilinear inpainting, which learnt nothing"),
+        ((-0.2, -0.1, 0.0, 0.1), "unclear", "At 3 of 4 ratios .* says little: --labels would tell more"),
+        ((0.1, 0.1, 0.1, 0.0), "no", "no better than trilinear inpainting"),
+    ],
+)
+def test_without_labels_it_must_beat_interpolation_at_most_ratios(
+    gains: Sequence[float], worth: str, word: str
+) -> None:
+    answer = verdict(filled_at(gains))
+    assert answer.worth == worth
+    assert any(re.search(word, reason) for reason in answer.reasons)
+    assert ("Probably" in answer.headline) == (worth == "probably")
 
 
 @pytest.mark.parametrize("networks", [3, 5])

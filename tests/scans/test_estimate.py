@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas
 import pytest
@@ -76,6 +79,30 @@ def test_what_is_left_out_does_not_count_and_memory_limits_processes(request_, s
     result, text = tried(catalogue, little, more_left_out=first, tried=2)
     assert (result.cases, result.processes) == (7, 1)
     assert "with 1 processes" in text
+
+
+def test_a_time_is_never_nothing_and_counts_measuring_and_the_start_of_processes(
+    request_, scans_folder, monkeypatch
+) -> None:
+    def slow_to_start(*arguments: Any, **options: Any) -> Iterator[Any]:
+        time.sleep(0.2)
+        yield from one_by_one(*arguments, **options)
+
+    monkeypatch.setattr(module, "in_processes", slow_to_start)
+    result, text = tried(catalogue_of(scans_folder), request_, tried=2)
+    assert "Time: under a minute with 2 processes on this machine, their start included." in text
+    assert result.measuring_seconds > 0
+    assert result.starting_seconds >= 2 * 0.2
+    assert result.seconds > (result.cpu_seconds + result.measuring_seconds) / 2 + 0.4
+
+    long = replace(result, cpu_seconds=7200.0, measuring_seconds=1200.0, starting_seconds=60.0, spread=0.05)
+    monkeypatch.setattr(module, "_scaled", lambda *_: long)
+    text = tried(catalogue_of(scans_folder), request_, tried=2)[1]
+    assert "Time: about 71 min with 2 processes on this machine, about 2 h 20 min of one core (within about 10%" in text
+
+
+def test_the_size_of_voxels_is_said(request_, scans_folder) -> None:
+    assert "Voxel size: 4x4x4 mm (of the scans: 4x4x4 mm, median)." in tried(catalogue_of(scans_folder), request_)[1]
 
 
 def test_nothing_to_try_is_a_sentence(request_, scans_folder, tmp_path) -> None:

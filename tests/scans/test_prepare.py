@@ -1,6 +1,7 @@
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -189,11 +190,13 @@ def test_case_table(prepared: Path) -> None:
 
 def test_a_number_in_use_is_refused(prepared: Path, scans_folder: Path, tiny_recipe: Recipe) -> None:
     others = Request(900, "Others", tiny_recipe, tiny_recipe)
-    with pytest.raises(UserError, match="900 is in use by Dataset900_Brains; choose another with -d"):
+    hint = "900 is in use by Dataset900_Brains; choose another with -d, or -n Brains to go on with it$"
+    with pytest.raises(UserError, match=hint):
         prepare(catalogue_of(scans_folder), others, Console(quiet=True))
     (prepared / "request.json").unlink()  # somebody else's
-    with pytest.raises(UserError, match="900 is in use by Dataset900_Brains; choose another with -d"):
-        run(scans_folder, tiny_recipe)
+    for name in ("Brains", "Others"):
+        with pytest.raises(UserError, match=r"900 is in use by Dataset900_Brains; choose another with -d$"):
+            prepare(catalogue_of(scans_folder), replace(others, name=name), Console(quiet=True))
 
 
 @pytest.mark.usefixtures("no_processes")

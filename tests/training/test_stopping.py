@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,3 +155,23 @@ def test_all_processes_stop_at_the_same_step_when_one_is_told(tmp_path: Path) ->
             process.kill()
     assert finished
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["2", "2"]
+
+
+_FAILING = """
+import torch
+from nnssl_mae.patches.loader import BatchStream
+class Numbers(torch.utils.data.Dataset):
+    def __getitem__(self, index): return index
+stream = BatchStream(Numbers(), range(1000), {workers}, False)
+next(stream)
+{end}
+"""
+
+
+@pytest.mark.parametrize("end", ["raise RuntimeError('out of memory')", "", "raise KeyboardInterrupt"])
+def test_a_run_that_fails_ends_although_its_loader_processes_hear_no_signal(end: str) -> None:
+    program = _FAILING.format(workers=2, end=end)
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False)
+    assert (ended.returncode == 0) == (end == "")
+    errors = [line for line in ended.stderr.splitlines() if "DataLoader worker" in line or "Exception ignored" in line]
+    assert not errors

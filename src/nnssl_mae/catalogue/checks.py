@@ -85,14 +85,17 @@ def voxel_verdict(row: ScanRow, limits: Limits) -> Verdict | None:
 
 
 def duplicate_verdicts(rows: Sequence[ScanRow], limits: Limits) -> dict[int, Verdict]:
-    """Scans with the voxels of an earlier one, by their place in ``rows``; earlier by dataset, then case.
+    """Scans with the voxels of one that is kept, by their place in ``rows``.
+
+    Kept is the copy that says most of itself: one of a BIDS subject, best with a modality; of several the first by
+    dataset, then case.
 
     Copies under two names of subjects are ``duplicate_subject``: they would stand on both sides of a split. Other
     copies are ``duplicate``, also where a subject is only the name of the file.
     """
     kept: dict[str, ScanRow] = {}
     verdicts: dict[int, Verdict] = {}
-    for place in sorted(range(len(rows)), key=lambda n: (rows[n].dataset, rows[n].case)):
+    for place in sorted(range(len(rows)), key=lambda n: _preference(rows[n])):
         row = rows[place]
         if not row.voxel_hash:
             continue
@@ -103,6 +106,13 @@ def duplicate_verdicts(rows: Sequence[ScanRow], limits: Limits) -> dict[int, Ver
         if verdict[0] not in limits.allow:
             verdicts[place] = verdict
     return verdicts
+
+
+def _preference(row: ScanRow) -> tuple[int, str, str]:
+    """Sorts the copy that is kept before the others."""
+    if row.subject_from != "bids":
+        return 2, row.dataset, row.case
+    return 0 if row.modality else 1, row.dataset, row.case
 
 
 def _duplicate(row: ScanRow, first: ScanRow) -> Verdict:

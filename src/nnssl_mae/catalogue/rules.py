@@ -164,16 +164,40 @@ def notes(catalogue: Catalogue) -> list[str]:
     return said
 
 
-def print_rules(catalogue: Catalogue, console: Console) -> None:
-    """Prints the rules with their numbers and what each does, how many scans are left, and the notes."""
+def print_rules(catalogue: Catalogue, console: Console, before: Catalogue | None = None) -> None:
+    """Prints the rules with their numbers and what each does, how many scans are left, and the notes.
+
+    Args:
+        catalogue: with the rules applied.
+        console: to print on.
+        before: the same catalogue before its rules were changed, if they were: what became of duplicates is said then.
+    """
     found = effects(catalogue)
     lines = [
         f"{effect.number}. {effect.rule.text}: matches {effect.matches}, leaves out {effect.rejects}"
         for effect in found
     ] or ["No rules."]
+    lines += [] if before is None else _former_duplicates(before, catalogue)
     lines.append(f"{len(catalogue.accepted)} of {len(catalogue.rows)} scans are accepted.")
     for line in (*lines, *notes(catalogue)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _former_duplicates(before: Catalogue, after: Catalogue) -> list[str]:
+    """Why fewer or more scans are left than the rules' numbers tell: scans that were rejected as duplicates."""
+    duplicates = before.rows["case"][before.rows["check"].isin(DUPLICATES)]
+    passed = after.rows[after.rows["case"].isin(duplicates) & _passed(after.rows)]
+    back = int((passed["verdict"] == ACCEPTED).sum())
+    ruled_out = len(passed) - back
+    said = []
+    if back == 1:
+        said.append("1 comes back: the copy that was kept before is left out now.")
+    elif back:
+        said.append(f"{back} come back: the copies that were kept before are left out now.")
+    if ruled_out:
+        was = "was a duplicate" if ruled_out == 1 else "were duplicates"
+        said.append(f"{ruled_out} of those that the rules leave out {was} before.")
+    return said
 
 
 @contextlib.contextmanager

@@ -259,7 +259,10 @@ def _print_next_steps(console: Console, dataset: int, result: Any) -> None:
     if 0 < result.missing < result.cases:
         write(f"  ({result.missing} of {result.cases} cases are not preprocessed for these plans; all are done anew)")
     if result.missing:
+        write("  (plans with the same data share it: once for a treatment and its control)")
         write(f"  nnUNetv2_preprocess -d {dataset} -plans_name {result.plans_name} -c {CONFIGURATION} -np 4")
     trainer = f"-tr nnUNetTrainerMAEFinetune -p {result.plans_name}"
     write(f"  nnUNetv2_train {dataset} {CONFIGURATION} 0 {trainer}")
+    if result.report is not None:
+        write("  (without -tr nnU-Net's own trainer would start from random weights, and say nothing)")
     write(f"  nnUNetv2_predict -d {dataset} -i INPUT -o OUTPUT -c {CONFIGURATION} {trainer} -f 0")

@@ -21,7 +21,8 @@ def probe(
         ),
     ],
     scans: Annotated[
-        list[Path] | None, typer.Option("--scans", help="A scan, or a folder of scans. Repeatable.")
+        list[Path] | None,
+        typer.Option("--scans", help="A scan, a folder of scans, or a catalogue of `scan`. Repeatable."),
     ] = None,
     labels: Annotated[
         Path | None,

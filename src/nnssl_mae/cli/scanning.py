@@ -132,17 +132,22 @@ def rules(
     from nnssl_mae.catalogue.table import read_catalogue
 
     folder = _folder(catalogue)
+    before = None
     if remove is not None:
         if remove != "all" and not (remove.isascii() and remove.isdecimal()):
             raise UserError(f"--remove {remove} is not possible; give the number of a rule, or 'all'")
+        before = read_catalogue(folder)
         remove_rules(folder, None if remove == "all" else int(remove))
-    print_rules(read_catalogue(folder), Console())
+    print_rules(read_catalogue(folder), Console(), before)
 
 
 def _add_rule(catalogue: Path, kind: str, where: str) -> None:
     from nnssl_mae.catalogue.rules import add_rule, print_rules
+    from nnssl_mae.catalogue.table import read_catalogue
 
-    print_rules(add_rule(_folder(catalogue), kind, where), Console())
+    folder = _folder(catalogue)
+    before = read_catalogue(folder)
+    print_rules(add_rule(folder, kind, where), Console(), before)
 
 
 def _folder(catalogue: Path) -> Path:

@@ -72,6 +72,10 @@ Start with `nnssl-mae doctor`: it checks versions, folders, and whether nnU-Net 
   ([clusters.md](clusters.md)).
 - **A traceback of Python** is no message of ours. If nnU-Net's own lines are at its end, the cause is mostly a version
   (`doctor`) or a dataset that nnU-Net refuses (`nnUNetv2_plan_and_preprocess -d 4 --verify_dataset_integrity`).
+- **`-tr` was forgotten**: pre-training ends with "No such file ... _seg.b2nd" in a process of nnU-Net's (its own
+  trainer looks for labels), prediction with "No such file ... nnUNetTrainer__nnsslMAEFinetunePlans". Fine-tuning runs,
+  but from random weights: its log does not begin with "Pre-trained weights:". Give `-tr nnUNetTrainerMAE`, and
+  `-tr nnUNetTrainerMAEFinetune`.
   Otherwise it is a bug of this package.
 - **`-tr nnUNetTrainerMAE` is not found**: [registration.md](registration.md).
 - **A scan was left out**: its reason stands in `catalogue.csv` and `left_out.csv` ([scans.md](scans.md)).

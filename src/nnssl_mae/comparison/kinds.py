@@ -13,10 +13,9 @@ class Metric:
         name: column of the table of cases.
         title: for people.
         unit: empty where there is none.
-        digits: after the point in tables.
+        digits: after the point, in tables and sentences.
         higher_is_better: False for distances.
         best: the value of a perfect segmentation.
-        factor: what scores are multiplied with in sentences.
     """
 
     name: str
@@ -25,7 +24,6 @@ class Metric:
     digits: int
     higher_is_better: bool
     best: float
-    factor: float
 
     @property
     def axis(self) -> str:
@@ -43,8 +41,8 @@ class Metric:
 
 
 METRICS = (
-    Metric("dice", "Dice", "", 3, higher_is_better=True, best=1.0, factor=100.0),
-    Metric("nsd", "NSD", "", 3, higher_is_better=True, best=1.0, factor=100.0),
-    Metric("hd95", "HD95", "mm", 2, higher_is_better=False, best=0.0, factor=1.0),
-    Metric("lesion_f1", "lesion F1", "", 3, higher_is_better=True, best=1.0, factor=100.0),
+    Metric("dice", "Dice", "", 3, higher_is_better=True, best=1.0),
+    Metric("nsd", "NSD", "", 3, higher_is_better=True, best=1.0),
+    Metric("hd95", "HD95", "mm", 2, higher_is_better=False, best=0.0),
+    Metric("lesion_f1", "lesion F1", "", 3, higher_is_better=True, best=1.0),
 )

@@ -5,7 +5,7 @@ A comparison's folder holds it as ``cases.csv``, ``convergence.csv`` and ``measu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,13 @@ class Measured:
             "unfinished": [asdict(hole) for hole in self.unfinished],
             "overlap": dict(self.overlap),
             "order": list(self.order),
-            "about": {"title": self.about.title, "arms": dict(self.about.arms), "remarks": list(self.about.remarks)},
+            "about": {
+                "title": self.about.title,
+                "arms": dict(self.about.arms),
+                "cases": self.about.cases,
+                "warnings": list(self.about.warnings),
+                "remarks": list(self.about.remarks),
+            },
         }
 
 
@@ -82,8 +88,17 @@ def _hole(content: Mapping[str, Any]) -> Unfinished:
     return Unfinished(dataset, arm, replicate, fold, labelled, repeat, why)
 
 
-def _about(title: str, arms: Mapping[str, str], remarks: list[str]) -> About:
-    return About(str(title), {str(arm): str(words) for arm, words in arms.items()}, tuple(map(str, remarks)))
+def _about(
+    title: str, arms: Mapping[str, str], remarks: Sequence[str], cases: str = "", warnings: Sequence[str] = ()
+) -> About:
+    """Earlier versions wrote neither ``cases`` nor ``warnings``."""
+    return About(
+        title=str(title),
+        arms={str(arm): str(words) for arm, words in arms.items()},
+        cases=str(cases),
+        warnings=tuple(map(str, warnings)),
+        remarks=tuple(map(str, remarks)),
+    )
 
 
 def _table(file: Path, texts: list[str]) -> pandas.DataFrame:

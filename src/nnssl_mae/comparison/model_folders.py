@@ -37,14 +37,22 @@ def logged_training_cases(fold: Path) -> set[int]:
     Raises:
         UserError: a log cannot be read.
     """
-    counts: set[int] = set()
+    return {int(number) for text in training_logs(fold) for number in _LOGGED_SPLIT.findall(text)}
+
+
+def training_logs(fold: Path) -> list[str]:
+    """The text of each log that nnU-Net wrote of a fold, one for each time that it was begun.
+
+    Raises:
+        UserError: a log cannot be read.
+    """
+    texts = []
     for log in sorted(fold.glob("training_log_*.txt")):
         try:
-            text = log.read_text(encoding="utf-8", errors="replace")
+            texts.append(log.read_text(encoding="utf-8", errors="replace"))
         except OSError as error:
             raise UserError(f"{log} cannot be read ({error}); make it readable, or move it away") from error
-        counts |= {int(number) for number in _LOGGED_SPLIT.findall(text)}
-    return counts
+    return texts
 
 
 def label_files(folder: Path, ending: str) -> dict[str, Path]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from nnssl_mae.comparison.contrasts import ALL_DATASETS
+from nnssl_mae.comparison.entries import Run
 from nnssl_mae.comparison.groups import Group
 from nnssl_mae.comparison.kinds import METRICS
 from nnssl_mae.comparison.statistics import MINIMUM_SUBJECTS
@@ -36,6 +37,33 @@ def notes_of(
     )
 
 
+def on_measured_cases(runs: Sequence[Run]) -> str:
+    """Which cases, in one line: those that validate folds, or those of a test set."""
+    found: dict[tuple[str, bool], list[Run]] = {}
+    for run in runs:
+        found.setdefault((run.dataset, run.model is None), []).append(run)
+    parts = []
+    for (dataset, is_test), group in found.items():
+        count = len({case for run in group for case in run.cases})
+        which = "--predictions" if is_test else _fold_words({run.fold for run in group})
+        cases = f"{'test' if is_test else 'validation'} case{'' if count == 1 else 's'}"
+        parts.append(f"{count} {cases} of {dataset} ({which})")
+    return f"Cases: {'; '.join(parts)}."
+
+
+def _fold_words(folds: set[str]) -> str:
+    """``fold 0``, ``folds 0 to 4, 100 to 111``; names that are no numbers stand last."""
+    ranges: list[list[int]] = []
+    for number in sorted(int(fold) for fold in folds if fold.isdecimal()):
+        if ranges and ranges[-1][-1] == number - 1:
+            ranges[-1].append(number)
+        else:
+            ranges.append([number])
+    words = [str(one[0]) if len(one) == 1 else f"{one[0]} to {one[-1]}" for one in ranges]
+    words += sorted(fold for fold in folds if not fold.isdecimal())
+    return f"fold{'s' if len(folds) > 1 else ''} {', '.join(words)}"
+
+
 def _on_tests(pairs: pd.DataFrame) -> list[str]:
     tested = pairs[pairs["p"].notna()]
     if tested.empty:
@@ -60,10 +88,8 @@ def _on_subjects(cases: pd.DataFrame, groups: Sequence[Group]) -> list[str]:
     notes = []
     own = (cases["subject"] == cases["case"]).groupby(cases["dataset"]).all()
     if own.any():
-        where = "" if own.all() else f"{', '.join(own[own].index)}: "
-        notes.append(
-            f"{where}each case is taken as a subject of its own; name a rule for subjects if some are of one person."
-        )
+        start = "Each case" if own.all() else f"{', '.join(own[own].index)}: each case"
+        notes.append(f"{start} is taken as a subject of its own; name a rule for subjects if some are of one person.")
     few = {group.dataset for group in groups if len(group.axes.subjects) < MINIMUM_SUBJECTS}
     if few:
         notes.append(

@@ -49,8 +49,17 @@ class About:
     title: str = "Comparison of segmentation models"
     arms: Mapping[str, str] = field(default_factory=dict)
     """Of each arm, what it stands for, in words."""
+    cases: str = ""
+    """Which cases were measured, in a sentence; empty where an earlier version measured them."""
+    warnings: Sequence[str] = ()
+    """What may make the numbers mean something else than they seem to: sentences."""
     remarks: Sequence[str] = ()
     """How it was measured: sentences."""
+
+    @property
+    def first(self) -> tuple[str, ...]:
+        """What stands before all other notes."""
+        return (*([self.cases] if self.cases else []), *self.warnings)
 
 
 def compare_page(comparison: Comparison, drawings: Sequence[tuple[Picture, bytes]], about: About) -> str:
@@ -91,8 +100,10 @@ def _in_short(comparison: Comparison, about: About) -> str:
     if missing:
         count = "1 run is" if missing == 1 else f"{missing} runs are"
         said = _warning(f"{count} missing; the cells concerned have no mean (see Missing runs).") + said
+    said = "".join(map(_warning, about.warnings)) + said
     rows = [(arm, "control" if arm in comparison.controls else "", about.arms.get(arm, "")) for arm in comparison.arms]
-    return paragraph(words) + said + table(("arm", "", "stands for"), rows)
+    measured = paragraph(about.cases) if about.cases else ""
+    return paragraph(words) + measured + said + table(("arm", "", "stands for"), rows)
 
 
 def _differences(comparison: Comparison) -> str:

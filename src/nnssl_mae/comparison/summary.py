@@ -24,9 +24,9 @@ FAILURE_COLUMNS = ["dataset", "arm", "replicate", "fold", "case", "failure"]
 class Comparison:
     """What a table of cases says about its arms.
 
-    Scores keep the unit of the table of cases: `dice`, `nsd` and `lesion_f1` are 0..1 (times 100 only in the words of
-    `verdict`), `hd95` is in mm. `labelled` is Int64, NA for runs on all labels. A metric that was measured nowhere has
-    no rows. Numbers that cannot be given are NaN, never 0.
+    Scores keep the unit of the table of cases: `dice`, `nsd` and `lesion_f1` are 0..1, `hd95` is in mm. `labelled` is
+    Int64, NA for runs on all labels. A metric that was measured nowhere has no rows. Numbers that cannot be given are
+    NaN, never 0.
 
     Attributes:
         cells: one row = one (dataset, labelled, arm, metric).

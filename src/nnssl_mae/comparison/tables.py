@@ -80,7 +80,7 @@ def means_sheet(comparison: Comparison) -> Sheet:
                 hole = _hole_words(comparison.holes, next(iter(of_arm.values())))
                 rows.append(tuple(_mean_cells(arm, of_arm, hole, metrics, few, failed)))
         groups.append((_heading(dataset, labelled, comparison.cells), tuple(rows)))
-    return Sheet("Means over subjects with 95 % intervals", tuple(header), tuple(groups))
+    return Sheet(f"Means over subjects{_with_intervals(comparison.cells)}", tuple(header), tuple(groups))
 
 
 def _mean_cells(
@@ -186,7 +186,7 @@ def labels_sheet(comparison: Comparison) -> Sheet | None:
             rows.append((str(label), str(arm), *texts))
         groups.append((_heading(dataset, labelled, labels), tuple(rows)))
     header = ("label", "arm", *(metric.axis for metric in metrics))
-    return Sheet("Means of each label with 95 % intervals", header, tuple(groups))
+    return Sheet(f"Means of each label{_with_intervals(labels)}", header, tuple(groups))
 
 
 def hole_sentences(comparison: Comparison) -> list[str]:
@@ -400,6 +400,14 @@ def _heading(dataset: str, labelled: Any, values: pandas.DataFrame) -> str:
 
 def _two_lines(mean: float, low: float, high: float, digits: int, sign: bool = False) -> str:
     return interval(mean, low, high, digits, sign).replace(" [", "\n[")
+
+
+def _with_intervals(means: pandas.DataFrame) -> str:
+    """What a title says of intervals: there are none of few subjects."""
+    given = means.loc[means["mean"].notna(), "low"].notna()
+    if not given.any():
+        return ""
+    return " with 95 % intervals" if given.all() else " with 95 % intervals where there are enough subjects"
 
 
 def _known(values: pandas.DataFrame, column: str) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from nnssl_mae.comparison.contrasts import Contrast, Outcome
 from nnssl_mae.comparison.kinds import Metric
+from nnssl_mae.comparison.looks import number
 from nnssl_mae.comparison.statistics import detectable_difference, smallest_p, standard_error
 
 LEVEL = 0.05
@@ -22,10 +23,10 @@ class Family:
 
 
 def verdict(contrast: Contrast, outcome: Outcome, family: Family) -> str:
-    """One sentence; scores of 0..1 are given times 100. With too few subjects, no word on significance."""
+    """One sentence, its numbers as in the tables. With too few subjects, no word on significance."""
     if contrast.obstacle:
         return f"no verdict: {contrast.obstacle}"
-    size = f"{_number(contrast.mean, contrast.metric, '+')} {contrast.metric.words}"
+    size = f"{_number(contrast.mean, contrast.metric, sign=True)} {contrast.metric.words}"
     if not contrast.enough_subjects:
         return f"{size}, {_subjects(contrast)}, {_seeds(contrast)}: too few independent subjects for a test"
     lead = f"{size}{_interval(contrast, outcome)}, p(Holm) {_p(family.p_holm)}, {_subjects(contrast)}"
@@ -80,8 +81,8 @@ def _what_would_be_seen(contrast: Contrast, family: Family) -> str:
     return f"an effect of {least} or more would have been seen in {POWER * 100:.0f} % of such studies"
 
 
-def _number(value: float, metric: Metric, sign: str = "") -> str:
-    return f"{round(value * metric.factor, 1) + 0.0:{sign}.1f}"  # adding 0 turns -0.0 into 0.0
+def _number(value: float, metric: Metric, sign: bool = False) -> str:
+    return number(value, metric.digits, sign)
 
 
 def _p(p: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,25 +12,18 @@ from rich.console import Console
 from nnssl_mae.comparison.convergence import curves
 from nnssl_mae.comparison.measure import MetricOptions, measure
 from nnssl_mae.comparison.measured import Measured, read_measured
+from nnssl_mae.comparison.notes import on_measured_cases
 from nnssl_mae.comparison.page import About
-from nnssl_mae.comparison.runs import Found, Request, Run, Unfinished, find_runs
+from nnssl_mae.comparison.pretraining import HOW_TO_CHECK, overlap_of_arms, weights_never_loaded
+from nnssl_mae.comparison.runs import Found, Request, Unfinished, find_runs
 from nnssl_mae.comparison.summary import compare
 from nnssl_mae.comparison.tables import print_comparison
 from nnssl_mae.comparison.write import check_folder, open_folder, write_comparison
 from nnssl_mae.console import say
 from nnssl_mae.errors import UserError
-from nnssl_mae.files import read_json
-from nnssl_mae.plans import PLANS_BLOCK
 
 CACHE = "cache"
-HOW_TO_CHECK = (
-    "Whether pre-training saw test images is known only where its data were made with nnssl-mae prepare "
-    "--exclude-dataset NUMBER of the labelled dataset: it leaves out scans whose voxels equal those of one of its "
-    "images, and other scans of these subjects; plans made from such a checkpoint say so."
-)
 NEVER_BEGUN = ("there is no such result", "there is no such prediction")
-_FROM_SCRATCH = "trained from scratch by its plans, so there is none."
-_KEPT_OUT = "checked: by its plans, scans of {datasets} were kept out of pre-training (equal voxels, same subjects)."
 
 
 @dataclass(frozen=True)
@@ -67,7 +60,7 @@ def run_comparison(wish: Wish, out: Path, workers: int, console: Console) -> Pat
         cases=measure(found.runs, wish.metrics, out / CACHE, workers, console),
         curves=curves(found.runs),
         unfinished=found.unfinished,
-        overlap=_overlap(found.runs),
+        overlap=overlap_of_arms(found.runs),
         order=(*wish.request.arms, *(arm for held in wish.request.held_out for arm in held.predictions)),
         about=_about(wish, found),
     )
@@ -106,7 +99,7 @@ def _conclude(measured: Measured, wish: Wish, out: Path, console: Console) -> Pa
     order = measured.order
     arms = tuple(sorted(comparison.arms, key=lambda arm: order.index(arm) if arm in order else len(order)))
     bootstrap = f"Bootstrap: {wish.resamples:,} resamples, seed {wish.seed}."
-    comparison = replace(comparison, arms=arms, notes=(*comparison.notes, bootstrap))
+    comparison = replace(comparison, arms=arms, notes=(*measured.about.first, *comparison.notes, bootstrap))
     page = write_comparison(out, comparison, measured)
     print_comparison(comparison, console)
     for remark in measured.about.remarks:
@@ -139,38 +132,6 @@ def _check_controls(controls: Sequence[str], arms: Sequence[str]) -> None:
             raise UserError(f"--control {control} is no arm; there are: {', '.join(dict.fromkeys(arms))}")
 
 
-def _overlap(runs: Sequence[Run]) -> Mapping[str, str | None]:
-    """Of each arm what is known on overlap: what is true of every run of it, or nothing."""
-    found: dict[str, set[str | None]] = {}
-    for run in runs:
-        of_model = run.predictions if run.model is None else run.model.parent  # nnUNetv2_predict copies the plans
-        found.setdefault(run.arm, set()).add(_overlap_of(of_model, run.dataset))
-    known = {arm: sentences - {_FROM_SCRATCH} or {_FROM_SCRATCH} for arm, sentences in found.items()}
-    return {
-        arm: None if None in sentences else " ".join(sorted(filter(None, sentences)))
-        for arm, sentences in known.items()
-    }
-
-
-def _overlap_of(model: Path, dataset: str) -> str | None:
-    """What plans of ours say; other plans do not tell what nnU-Net's ``-pretrained_weights`` was given."""
-    if not (model / "plans.json").is_file():
-        return None
-    plans: Any = read_json(model / "plans.json", "train the model again, or leave it out with --arm")
-    configurations = plans.get("configurations")
-    of_each = configurations.values() if isinstance(configurations, Mapping) else ()
-    found = [each.get(PLANS_BLOCK) for each in of_each if isinstance(each, Mapping)]
-    blocks = [block for block in found if isinstance(block, Mapping)]
-    if [block.get("kind") for block in blocks] != ["finetune"]:  # ours hold one configuration
-        return None
-    initialisation = blocks[0].get("initialisation")
-    if initialisation is None:
-        return _FROM_SCRATCH
-    origin = initialisation.get("origin") if isinstance(initialisation, Mapping) else None
-    excluded = origin.get("excluded_datasets") if isinstance(origin, Mapping) else None
-    return _KEPT_OUT.format(datasets=dataset) if isinstance(excluded, list) and dataset in excluded else None
-
-
 def _about(wish: Wish, found: Found) -> About:
     replicates: dict[str, list[str]] = {}
     for run in found.runs:
@@ -180,7 +141,12 @@ def _about(wish: Wish, found: Found) -> About:
     remarks = [f"NSD: surface Dice at a tolerance of {metrics.tolerance_mm:g} mm."]
     if metrics.lesions:
         remarks.append(f"Lesion F1 of {', '.join(metrics.lesions)}: connected components, found if they overlap.")
-    return About(arms=named, remarks=(*remarks, *found.notes, HOW_TO_CHECK))
+    return About(
+        arms=named,
+        cases=on_measured_cases(found.runs),
+        warnings=weights_never_loaded(found.runs),
+        remarks=(*remarks, *found.notes, HOW_TO_CHECK),
+    )
 
 
 def _asked(wish: Wish) -> dict[str, Any]:

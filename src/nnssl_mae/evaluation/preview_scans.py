@@ -150,7 +150,12 @@ def _write(
         return np.asarray(turned).transpose(2, 1, 0)
 
     case = PreviewCase(
-        scan.case, upright(result.original), upright(result.output), upright(result.hidden), _upright_spacing(affine)
+        scan.case,
+        upright(result.original),
+        upright(result.output),
+        upright(result.hidden),
+        _upright_spacing(affine),
+        upright(result.excluded),
     )
     draw_preview([case], picture, title)
 

@@ -51,6 +51,8 @@ class Reconstruction:
     """What the network gave, everywhere; only hidden voxels were asked for."""
     hidden: NDArray[np.bool_]
     """True = hidden."""
+    excluded: NDArray[np.bool_]
+    """True = padding, or an excluded region: never counts."""
     blocks: tuple[int, ...]
     """Edges of the blocks in voxels."""
     corner: tuple[int, ...]
@@ -211,6 +213,7 @@ def reconstruct(
         hidden_input=shown[0, 0].numpy(),
         output=output[0, 0].numpy(),
         hidden=hidden_voxels(hidden, patch_size)[0, 0].numpy(),
+        excluded=excluded[0, 0].numpy(),
         blocks=block_edges(patch_size, hiding.block_size),
         corner=corner,
         metrics={name: float(metrics[name]) for name in ("psnr", "ssim", "r2")},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,14 +173,20 @@ def _cases_in(folder: Path) -> set[str]:
     return blosc | {name[:-4] for name in names if name.endswith(".npz")}
 
 
-def _reader(folder: Path, again: str) -> str:
+def plans_in(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and content of the plans in a preprocessed dataset's folder, by name."""
     for file in sorted(folder.glob("*.json")):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             continue  # another file that is not ours to judge: some plans are enough
         if isinstance(content, dict) and isinstance(content.get("image_reader_writer"), str):
-            return str(content["image_reader_writer"])
+            yield file.stem, content
+
+
+def _reader(folder: Path, again: str) -> str:
+    for _, plans in plans_in(folder):
+        return str(plans["image_reader_writer"])
     raise UserError(f"{folder} holds no plans of nnU-Net; {again} first")
 
 

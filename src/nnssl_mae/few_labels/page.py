@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nnssl_mae.console import say
+from nnssl_mae.few_labels.commands import training_commands
 from nnssl_mae.few_labels.make import Splits
 from nnssl_mae.few_labels.splits_file import MAP, SPLITS
 
@@ -35,16 +36,14 @@ def print_splits(splits: Splits, console: Console, dry_run: bool) -> None:
             style="yellow",
         )
     _say_written(splits, console, dry_run)
-    example = next(iter(splits.new or named.folds))
-    say(console, "Next, for one fold, with the configuration, -tr and -p that you want:")
-    say(console, f"  nnUNetv2_train {splits.dataset.number} 3d_fullres {example}")
+    _say_next(splits, console)
 
 
 def _table(splits: Splits) -> Table:
-    table = Table(
-        "fold", "labelled", "repeat", "training cases", "labels in none of them",
-        title=f"Few-label folds of {splits.dataset.name}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
-    )  # fmt: skip
+    lacking = any(fold.missing for fold in splits.named.folds.values())
+    columns = ("fold", "labelled", "repeat", "training cases", *(["labels in none of them"] if lacking else []))
+    title = f"Few-label folds of {splits.dataset.name}"
+    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for number, fold in splits.named.folds.items():
         cases = splits.named.orders[fold.repeat][: fold.labelled]
         table.add_row(
@@ -52,7 +51,7 @@ def _table(splits: Splits) -> Table:
             str(fold.labelled),
             str(fold.repeat),
             Text(_some(cases, _SHOWN_CASES)),
-            Text(_some(fold.missing, _SHOWN_LABELS), style="yellow"),
+            *([Text(_some(fold.missing, _SHOWN_LABELS), style="yellow")] if lacking else []),
         )
     return table
 
@@ -65,6 +64,18 @@ def _some(names: Sequence[str], shown: int) -> str:
 def _origin(splits: Splits) -> str:
     source = splits.named.validation_from
     return f"those of fold {source['fold']:g}" if "fold" in source else f"{source['share']:.0%} of the subjects"
+
+
+def _say_next(splits: Splits, console: Console) -> None:
+    example = next(iter(splits.new or splits.named.folds))
+    commands = training_commands(splits.dataset, example)
+    if commands:
+        say(console, f"Next, fold by fold, such as fold {example} (add -device cpu without a GPU):")
+    else:
+        say(console, "Next, for one fold, with the -tr and -p that you want:")
+        commands = [f"nnUNetv2_train {splits.dataset.number} CONFIGURATION {example}"]
+    for command in commands:
+        say(console, f"  {command}")
 
 
 def _say_written(splits: Splits, console: Console, dry_run: bool) -> None:

@@ -20,11 +20,12 @@ from torch import nn
 
 from nnssl_mae.networks.packed_blocks import Edges, Packing, triple
 from nnssl_mae.networks.packed_layers import packed_convolution, packed_instance_norm
-from nnssl_mae.networks.sparse import run_masked
+from nnssl_mae.networks.sparse import POOLS, RESIDUAL_BLOCKS, run_masked
 
 MOST_HALO = 8.0
 """How many times larger than its block a window may be: blocks of 2^3 voxels (8) are packed, single voxels (27) not.
 Gathering costs memory traffic, which many channels make cheap beside the convolution that hidden blocks save."""
+_STACKS = (StackedConvBlocks, StackedResidualBlocks)
 _ACTIVATIONS = nn.LeakyReLU.__module__  # one value at a time, zero for zero; dropout is not among them
 
 
@@ -103,7 +104,7 @@ def run_packed(module: nn.Module, features: torch.Tensor, packing: Packing) -> t
         return pooled
     if isinstance(module, ConvDropoutNormReLU):
         return _conv_block(module, features, packing)
-    if isinstance(module, BasicBlockD | BottleneckD):
+    if isinstance(module, RESIDUAL_BLOCKS):
         return _residual_block(module, features, packing)
     parts = _parts(module)
     if parts is None:
@@ -152,9 +153,9 @@ def _edges_after(module: nn.Module, edges: Edges, most_halo: float) -> Edges | N
     """Edges of the blocks behind a module, or None if it cannot be packed or would not pay."""
     if isinstance(module, nn.Conv3d):
         return _after_convolution(module, edges, most_halo)
-    if isinstance(module, nn.AvgPool3d | nn.MaxPool3d):
+    if isinstance(module, POOLS):
         return _after_pool(module, edges)
-    if isinstance(module, BasicBlockD | BottleneckD):
+    if isinstance(module, RESIDUAL_BLOCKS):
         after = None if module.apply_se else _edges_after_all(_convolutions(module), edges, most_halo)
         beside = _edges_after(module.skip, edges, most_halo) if isinstance(module.skip, nn.Module) else edges
         return after if after == beside else None
@@ -202,7 +203,7 @@ def _parts(module: nn.Module) -> Iterable[nn.Module] | None:
     """What a module runs one after the other, or None if that is not all it does."""
     if isinstance(module, nn.Sequential):
         return module
-    if isinstance(module, StackedConvBlocks | StackedResidualBlocks):
+    if isinstance(module, _STACKS):
         inside: nn.Sequential = module.convs if isinstance(module, StackedConvBlocks) else module.blocks
         return inside
     return None

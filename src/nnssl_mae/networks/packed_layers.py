@@ -191,7 +191,7 @@ def _channels_last(features: torch.Tensor) -> torch.Tensor:
 def _as_autocast(*tensors: torch.Tensor | None) -> list[Any]:
     """In the type in which autocast would convolve; 64 bit stays."""
     device = next(tensor.device.type for tensor in tensors if tensor is not None)
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return list(tensors)
     dtype = torch.get_autocast_dtype(device)
     return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]

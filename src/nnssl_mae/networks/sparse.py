@@ -17,7 +17,9 @@ from nnssl_mae.errors import UserError
 from nnssl_mae.masking import as_blocks
 from nnssl_mae.networks.masked_norm import masked_instance_norm
 
-_POOLS = (nn.AvgPool3d, nn.MaxPool3d)
+# Tuples: torch.compile of torch 2.6 cannot follow isinstance(module, A | B).
+POOLS = (nn.AvgPool3d, nn.MaxPool3d)
+RESIDUAL_BLOCKS = (BasicBlockD, BottleneckD)
 
 
 def visible_at(hidden: torch.Tensor, size: torch.Size | tuple[int, ...]) -> torch.Tensor:
@@ -58,9 +60,9 @@ def run_masked(module: nn.Module, features: torch.Tensor, hidden: torch.Tensor) 
         return run_masked(module.blocks, features, hidden)
     if isinstance(module, ConvDropoutNormReLU):
         return _conv_block(module, features, hidden)
-    if isinstance(module, BasicBlockD | BottleneckD):
+    if isinstance(module, RESIDUAL_BLOCKS):
         return _residual_block(module, features, hidden)
-    if isinstance(module, _POOLS):
+    if isinstance(module, POOLS):
         return _keep_visible(module(features), hidden)
     raise UserError(
         f"A sparse encoder cannot be made of this network: its layer {type(module).__name__} has no masked form; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
@@ -24,7 +25,7 @@ from nnssl_mae.patches.on_device_spatial import SpatialReading
 from nnssl_mae.patches.randomness import batch_rng, epoch_order, training_rng, validation_rng
 from nnssl_mae.patches.sampling import make_sampling
 from nnssl_mae.recipes.pretraining import AugmentationRecipe, MaskingRecipe, SamplingRecipe
-from nnssl_mae.stopping import leave_stopping_to_the_main_process
+from nnssl_mae.stopping import end_with_this_process, leave_stopping_to_the_main_process
 
 Batch = dict[str, Any]
 """What a network is trained on; B patches of (Z, Y, X) voxels in (d, h, w) blocks. Not every key is always there.
@@ -310,7 +311,9 @@ class BatchStream:
             collate_fn=_unchanged,
             worker_init_fn=leave_stopping_to_the_main_process,
         )
+        before = set(multiprocessing.active_children())
         self._iterator: Iterator[Batch] | None = iter(loader)
+        end_with_this_process([each for each in multiprocessing.active_children() if each not in before])
 
     def __next__(self) -> Batch:
         if self._iterator is None:

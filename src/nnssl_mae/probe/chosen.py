@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from nnssl_mae.catalogue.find import Scan, find_scans
+from nnssl_mae.catalogue.table import is_catalogue, read_catalogue, scan_of
 from nnssl_mae.checkpoints.read import read_checkpoint
 from nnssl_mae.errors import UserError
 from nnssl_mae.files import read_json
 from nnssl_mae.folders import find_dataset, nnunet_folder
 from nnssl_mae.probe.labels import LabelNames, label_names, match_labels
+from nnssl_mae.scans.left_out import each
+
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -54,19 +58,27 @@ def _in_folder(given: str) -> list[str]:
 
 
 def choose_scans(
-    sources: Sequence[Path], labels: Path | None, dataset: int | None, most: int, subject_regex: str | None
+    sources: Sequence[Path],
+    labels: Path | None,
+    dataset: int | None,
+    most: int,
+    subject_regex: str | None,
+    problem_of: Callable[[Scan], str | None],
 ) -> ChosenScans:
     """Finds scans and labels, and takes at most ``most`` of them, evenly spread; those with labels where there are any.
 
+    In place of a scan with a problem comes the nearest one without; the notes say what was left out, without folders.
+
     Args:
-        sources: scans, or folders of scans.
+        sources: scans, folders of scans, or one catalogue, of which the accepted scans count.
         labels: folder of label files.
         dataset: a labelled dataset of nnU-Net, in place of both.
         most: how many scans at most.
         subject_regex: see :func:`nnssl_mae.catalogue.find.find_scans`.
+        problem_of: why a scan cannot be used, as a part of a sentence; None if it can.
 
     Raises:
-        UserError: nothing to look at, or contradicting wishes.
+        UserError: nothing to look at, not one scan that can be used, or contradicting wishes.
     """
     notes: list[str] = []
     if dataset is not None:
@@ -75,19 +87,66 @@ def choose_scans(
         sources, labels, notes = _of_dataset(dataset)
     if not sources:
         raise UserError("A probe needs scans: give a folder of them with --scans, or a labelled dataset with -d")
-    scans = find_scans(sources, subject_regex).scans
+    scans = _scans_of(sources, subject_regex)
     files: dict[str, Path] = {}
     if labels is not None:
         files = match_labels(scans, labels)
         if len(files) < len(scans):
             notes.append(f"{len(scans) - len(files)} of {len(scans)} scans have no label file and are left out.")
             scans = [scan for scan in scans if scan.case in files]
-    places = np.unique(np.linspace(0, len(scans) - 1, min(most, len(scans))).round().astype(int))
-    if len(places) < len(scans):
-        notes.append(f"{len(places)} of {len(scans)} scans are looked at, evenly spread; --most-scans changes that.")
-    chosen = tuple(scans[place] for place in places)
+    chosen, problems = _usable(scans, most, problem_of)
+    if not chosen:
+        raise UserError(f"No scan can be probed with: {_some(problems)}; give others with --scans, or repair them")
+    if problems:
+        count = "1 scan is" if len(problems) == 1 else f"{len(problems)} scans are"
+        notes.append(f"{count} left out: {_some(problems)}.")
+    if len(chosen) + len(problems) < len(scans):
+        notes.append(f"{len(chosen)} of {len(scans)} scans are looked at, evenly spread; --most-scans changes that.")
     kept = {scan.case: files[scan.case] for scan in chosen if scan.case in files}
-    return ChosenScans(chosen, kept, LabelNames({}) if labels is None else label_names(labels), tuple(notes))
+    return ChosenScans(tuple(chosen), kept, LabelNames({}) if labels is None else label_names(labels), tuple(notes))
+
+
+def _scans_of(sources: Sequence[Path], subject_regex: str | None) -> list[Scan]:
+    if not any(map(is_catalogue, sources)):
+        return find_scans(sources, subject_regex).scans
+    if len(sources) > 1:
+        raise UserError("Give one catalogue with --scans, or scans and folders of scans")
+    if subject_regex is not None:
+        raise UserError("--subject-regex belongs to `nnssl-mae scan`: the subjects of a catalogue are found there")
+    scans = [scan_of(row) for row in each(read_catalogue(sources[0]).accepted)]
+    if not scans:
+        raise UserError(f"The catalogue {sources[0]} has no accepted scan; its column detail says why")
+    return scans
+
+
+def _usable(scans: Sequence[Scan], most: int, problem_of: Callable[[Scan], str | None]) -> tuple[list[Scan], list[str]]:
+    """At most ``most`` scans without a problem, evenly spread and in order, and the problems that were met."""
+    wanted = np.unique(np.linspace(0, len(scans) - 1, min(most, len(scans))).round().astype(int)).tolist()
+    looked_at: set[int] = set()
+    good: list[int] = []
+    problems = []
+    for place in wanted:
+        for nearest in _outwards(place, len(scans)):
+            if nearest in looked_at:
+                continue
+            looked_at.add(nearest)
+            problem = problem_of(scans[nearest])
+            if problem is None:
+                good.append(nearest)
+                break
+            problems.append(f"{scans[nearest].path.name} {problem}")
+    return [scans[place] for place in sorted(good)], problems
+
+
+def _outwards(place: int, number: int) -> Iterator[int]:
+    """All places below ``number``, the nearest first."""
+    for distance in range(number):
+        yield from (other for other in dict.fromkeys((place - distance, place + distance)) if 0 <= other < number)
+
+
+def _some(problems: Sequence[str]) -> str:
+    more = [f"and {len(problems) - _NAMED} more"] if len(problems) > _NAMED else []
+    return "; ".join([*problems[:_NAMED], *more])
 
 
 def _of_dataset(number: int) -> tuple[list[Path], Path, list[str]]:

@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ from nnssl_mae.checkpoints.describe import Checkpoint
 from nnssl_mae.checkpoints.read import read_checkpoint
 from nnssl_mae.console import say
 from nnssl_mae.errors import UserError
-from nnssl_mae.evaluation.inputs import check_scans, chosen_device, writing_to
+from nnssl_mae.evaluation.inputs import chosen_device, writing_to
 from nnssl_mae.files import short_hash, unique_word, write_json
 from nnssl_mae.networks.pretraining import PretrainingNetwork
 from nnssl_mae.probe.chosen import ChosenScans, choose_checkpoints, choose_scans
@@ -41,6 +42,8 @@ from nnssl_mae.probe.volumes import (
     patch_of,
     prepared_scan,
     preprocessing_key,
+    reading_of,
+    scan_problem,
     usable,
 )
 from nnssl_mae.progress import track
@@ -108,9 +111,11 @@ def probe(
     where = chosen_device(device)
     _check_out(out)
     paths = choose_checkpoints(checkpoints, wishes.every)
-    for path in paths:
-        usable(read_checkpoint(path), path)
-    chosen = choose_scans(wishes.scans, wishes.labels, wishes.dataset, wishes.most_scans, wishes.subject_regex)
+    readings = dict.fromkeys(reading_of(usable(read_checkpoint(path), path)[0]) for path in paths)
+    problem_of = partial(scan_problem, readings=tuple(readings))
+    chosen = choose_scans(
+        wishes.scans, wishes.labels, wishes.dataset, wishes.most_scans, wishes.subject_regex, problem_of
+    )
     bench = _Bench(chosen, wishes, where, console)
     found = []
     for path in paths:
@@ -256,7 +261,6 @@ class _Bench:
         key = short_hash(preprocessing_key(checkpoint))
         if key not in self._scans:
             self._scans.clear()
-            check_scans(self.chosen.scans, checkpoint, "probed with")
             prepared = (
                 prepared_scan(scan, checkpoint, self.chosen.labels.get(scan.case), scan.subject)
                 for scan in self.chosen.scans

@@ -51,36 +51,46 @@ def verdict(found: Probed) -> Verdict:
     With labels, "yes" needs three things at once: a linear probe better than another untrained network would be (see
     :meth:`nnssl_mae.probe.result.LinearProbe.prediction_limit`), better than one of raw intensities, and hidden blocks
     reconstructed better than every baseline, where there is a decoder to ask. Of networks that never trained, at most
-    every fortieth gets past the first of these. Without labels, "probably" needs the last, which shows that something
-    was learnt, not that it helps.
+    every fortieth gets past the first of these. Without labels, "probably" needs the last, and at more than half of all
+    ratios: it shows that something was learnt, not that it helps. Where a filling that learnt nothing is as good at
+    half of the ratios, the answer is "unclear".
     """
-    learnt, collapsed = _has_learnt(found.reconstructions), is_collapsed(found.collapse)
+    collapsed = is_collapsed(found.collapse)
     reasons = [
         *([] if found.reconstructions is None else [_on_reconstruction(found.reconstructions)]),
         _on_features(found.collapse),
         *([] if found.linear is None else [_on_linear(found.linear)]),
     ]
-    worth = _worth(learnt, collapsed, found.linear)
+    worth = _worth(found.reconstructions, collapsed, found.linear)
     if worth == "unclear":
-        reasons.append(_why_unclear(learnt, found.linear))
+        reasons.append(_why_unclear(found.reconstructions, found.linear))
     return Verdict(worth, tuple(reasons))
 
 
-def _worth(learnt: bool | None, collapsed: bool, linear: LinearProbe | None) -> Worth:
+def _worth(filled: Reconstructions | None, collapsed: bool, linear: LinearProbe | None) -> Worth:
     if collapsed:
         return "no"
     if linear is None:
-        return "unclear" if learnt is None else "probably" if learnt else "no"
+        return _worth_without_labels(filled)
+    learnt = _has_learnt(filled)
     if _beats_untrained(linear):
         return "yes" if _beats_raw(linear) and learnt is not False else "unclear"
     # Few untrained networks prove little: a gain that another draw could give is no proof of the contrary either.
     return "no" if learnt is False or _gain(linear) <= 0 else "unclear"
 
 
-def _why_unclear(learnt: bool | None, linear: LinearProbe | None) -> str:
+def _worth_without_labels(filled: Reconstructions | None) -> Worth:
+    if filled is None:
+        return "unclear"
+    if not _is_better(filled.as_trained):
+        return "no"
+    return "probably" if 2 * len(_not_better(filled)) < len(filled.at) else "unclear"
+
+
+def _why_unclear(filled: Reconstructions | None, linear: LinearProbe | None) -> str:
     """What is missing for a yes."""
     if linear is None:
-        return "There is neither a decoder to ask nor a label: --labels would tell more."
+        return _why_unclear_without_labels(filled)
     missing = []
     if not _beats_untrained(linear):
         missing.append(
@@ -92,13 +102,29 @@ def _why_unclear(learnt: bool | None, linear: LinearProbe | None) -> str:
             "raw intensities do as well or better, so these labels follow from brightness and say little of features "
             "(give labels that need more)"
         )
-    if learnt is False:
+    if _has_learnt(filled) is False:
         missing.append("hidden blocks are reconstructed no better than by what learnt nothing")
     return f"No yes, because {'; and '.join(missing)}."
 
 
+def _why_unclear_without_labels(filled: Reconstructions | None) -> str:
+    if filled is None:
+        return "There is neither a decoder to ask nor a label: --labels would tell more."
+    lost = _not_better(filled)
+    fillings = " or ".join(dict.fromkeys(_in_words(at.best_baseline) for at in lost))
+    return (
+        f"At {len(lost)} of {len(filled.at)} ratios {fillings}, which learnt nothing, does as well or better; without "
+        "labels such a reconstruction says little: --labels would tell more."
+    )
+
+
 def _is_better(at: AtRatio) -> bool:
     return at.mean_r2(NETWORK) > at.mean_r2(at.best_baseline) + R2_MARGIN
+
+
+def _not_better(filled: Reconstructions) -> list[AtRatio]:
+    """The ratios at which a filling that learnt nothing is as good as the network, or better."""
+    return [at for at in filled.at if not _is_better(at)]
 
 
 def _has_learnt(found: Reconstructions | None) -> bool | None:
@@ -106,7 +132,7 @@ def _has_learnt(found: Reconstructions | None) -> bool | None:
 
 
 def _on_reconstruction(found: Reconstructions) -> str:
-    at, better = found.as_trained, sum(map(_is_better, found.at))
+    at, better = found.as_trained, len(found.at) - len(_not_better(found))
     where = f"at {at.ratio:.0%} hidden R2 {at.mean_r2(NETWORK):.2f} against {at.mean_r2(at.best_baseline):.2f}"
     where += f" ({at.best_baseline}), better on {at.wins:.0%} of the scans"
     if better == len(found.at):

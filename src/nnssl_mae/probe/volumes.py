@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from numpy.typing import NDArray
 
 from nnssl_mae.backbones import divisors
 from nnssl_mae.catalogue.find import Scan
-from nnssl_mae.catalogue.read import ScanProblem
+from nnssl_mae.catalogue.read import Orientation, ScanProblem
 from nnssl_mae.checkpoints.describe import Checkpoint
 from nnssl_mae.errors import UserError
 from nnssl_mae.evaluation.reconstruct import preprocessing_plans
 from nnssl_mae.probe.labels import LabelMap, read_labels
 from nnssl_mae.scans.foreground import foreground_mask
-from nnssl_mae.scans.preprocess import Preprocessed, preprocess
+from nnssl_mae.scans.measure import measure_scan
+from nnssl_mae.scans.preprocess import BeyondStock, Preprocessed, orientation_of, preprocess
 from nnssl_mae.sizes import are_multiples
 
 _ASSUMED_EDGE = 96  # voxels of a patch
@@ -38,6 +40,10 @@ _ASSUMED_DATA = {
     "resampling_fn_mask": "resample_data_or_seg_to_shape",
     "resampling_fn_mask_kwargs": {**_RESAMPLING, "is_seg": True, "order": 1},
 }
+
+
+Reading = tuple[Orientation, BeyondStock]
+"""Turning of the axes, and what is done that stock nnU-Net would not do."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,22 @@ def preprocessing_key(checkpoint: Checkpoint) -> dict[str, Any]:
         "data": {key: checkpoint.data[key] for key in decisive},
         "beyond_stock": checkpoint.beyond_stock.words,
     }
+
+
+def reading_of(checkpoint: Checkpoint) -> Reading:
+    """How a checkpoint's scans are read, before they are resampled."""
+    return orientation_of(str(checkpoint.plans["image_reader_writer"])), checkpoint.beyond_stock
+
+
+def scan_problem(scan: Scan, readings: Collection[Reading]) -> str | None:
+    """Why a scan cannot be used, as a part of a sentence: damaged, constant, or NaN; None if it can.
+
+    Args:
+        scan: is read once for each of them.
+        readings: all that it will be read by.
+    """
+    measured = (measure_scan(scan, orientation, 1, beyond_stock) for orientation, beyond_stock in readings)
+    return next((one.problem for one in measured if one.problem), None)
 
 
 def prepared_scan(scan: Scan, checkpoint: Checkpoint, labels: Path | None, group: str) -> ProbeScan:

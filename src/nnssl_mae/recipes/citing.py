@@ -1,6 +1,7 @@
 """What to cite, as BibTeX: the one place where lines such as those of recipes become entries.
 
-A line reads ``Wald et al. 2025, TITLE, arXiv:2412.17041`` or ``Isensee et al. 2021, TITLE, JOURNAL 18, 203-211``, with
+Papers that shipped recipes name have whole entries in ``configs/papers.bib``. Of others a line is all there is; it
+reads ``Wald et al. 2025, TITLE, arXiv:2412.17041`` or ``Isensee et al. 2021, TITLE, JOURNAL 18, 203-211``, with
 ``doi:`` in place of ``arXiv:`` where there is one. Whatever else somebody wrote becomes a note, word for word.
 """
 
@@ -8,7 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from itertools import chain, count
+
+from nnssl_mae.recipes.reading import configs_folder
 
 NNUNET = "Isensee et al. 2021, nnU-Net, Nature Methods 18, 203-211"
 """To be cited with every recipe: all of them are trained, fine-tuned and predicted by it."""
@@ -36,11 +40,20 @@ def bibliography(citations: Iterable[str]) -> str:
     for citation in citations:
         papers.setdefault(_paper(citation), citation)
     taken: set[str] = set()
-    return "\n\n".join(_under_a_free_key(bibtex(citation), taken) for citation in papers.values())
+    entries = (_shipped().get(paper) or bibtex(citation) for paper, citation in papers.items())
+    return "\n\n".join(_under_a_free_key(entry, taken) for entry in entries)
+
+
+@cache
+def _shipped() -> Mapping[str, str]:
+    """Whole entries by paper; the one without an arXiv number is nnU-Net's."""
+    text = (configs_folder() / "papers.bib").read_text(encoding="utf-8")
+    entries = [entry.strip() for entry in text.split("\n\n") if entry.strip()]
+    return {_paper(entry if _ARXIV_NUMBER.search(entry) else NNUNET): entry for entry in entries}
 
 
 def bibtex(citation: str) -> str:
-    """A line such as ``Wald et al. 2025, Title, arXiv:2412.17041`` as BibTeX; what is BibTeX already stays."""
+    """A line such as ``Roe et al. 2025, Title, arXiv:2501.00001`` as BibTeX; what is BibTeX already stays."""
     if _is_bibtex(citation.strip()):
         return "".join(letter for letter in citation.strip() if letter.isprintable() or letter == "\n")
     text = " ".join("".join(letter if letter.isprintable() else " " for letter in citation).split())

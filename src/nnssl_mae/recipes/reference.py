@@ -31,7 +31,8 @@ _INTRODUCTION = f"""\
 <!-- Generated; do not edit. `{COMMAND}` -->
 
 A recipe is everything that decides a run. It is stored in nnU-Net's plans, so results and checkpoints carry it along.
-Choose a shipped one by name, change single values, or write a file of your own:
+Choose a shipped one by name, change single values, or write a file of your own (one of these; another experiment on
+the same scans needs another number, or `pretrain --recipe`):
 
     nnssl-mae prepare SCANS -d 900 -n Brains --recipe s3d
     nnssl-mae prepare SCANS -d 900 -n Brains --recipe s3d --set masking.block_size=16 --set schedule.patience=50

@@ -32,9 +32,12 @@ from nnssl_mae.scans.planning import plan_unlabelled
 from nnssl_mae.scans.preprocess import BeyondStock
 from nnssl_mae.scans.records import Failed
 from nnssl_mae.scans.request import Request, drawn
+from nnssl_mae.scans.voxel_size import voxel_line
 from nnssl_mae.scans.workplace import data_folder_name
 
 _TRIED = 8
+_POOLS = 2  # of processes: one measures, one preprocesses
+_MINUTE = 60.0  # below it, what else the machine does decides
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,11 @@ class Estimate:
     disk: float
     """Bytes."""
     cpu_seconds: float
+    """Of preprocessing, on one core."""
+    measuring_seconds: float
+    """Of looking at scans for the plans, on one core."""
+    starting_seconds: float
+    """Until all processes have started, which is not divided among them."""
     processes: int
     """As many as were asked for, unless memory allows fewer."""
     memory: float
@@ -65,9 +73,23 @@ class Estimate:
     """Relative standard error of the sums, from how much the tried scans differ."""
 
     @property
+    def core_seconds(self) -> float:
+        """Of one core that does all the work."""
+        return self.cpu_seconds + self.measuring_seconds
+
+    @property
     def seconds(self) -> float:
         """On this machine, with these processes."""
-        return self.cpu_seconds / self.processes
+        return self.core_seconds / self.processes + self.starting_seconds
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What a few scans have told."""
+
+    tried: list[Tried]
+    starting: float
+    """Seconds until a process was ready for its first scan."""
 
 
 def estimate(
@@ -95,29 +117,38 @@ def estimate(
         raise UserError(f"None of the {len(catalogue.rows)} scans can be used, so there is nothing to estimate")
     sample = wanted[wanted["case"].isin(drawn(wanted["case"], tried))]
     with tempfile.TemporaryDirectory() as temporary:
-        plans = _plans(sample, request)
-        results = _try(sample, plans, request, Path(temporary), console)
+        plans, measuring = _plans(sample, request)
+        trial = _try(sample, plans, request, Path(temporary), console)
     configuration = plans["configurations"][CONFIGURATION]
-    result = _scaled(wanted, results, configuration["spacing"], request)
-    _report(result, catalogue, configuration, console)
+    result = _scaled(wanted, trial, measuring, configuration["spacing"], request)
+    _report(result, catalogue, configuration, voxel_line(plans, request.recipe, wanted), console)
     return result
 
 
-def _plans(sample: pandas.DataFrame, request: Request) -> dict[str, Any]:
+def _plans(sample: pandas.DataFrame, request: Request) -> tuple[dict[str, Any], float]:
+    """The plans, and the seconds that a scan took to be measured for them."""
     data = request.recipe.data
     scans = [scan_of(row) for row in each(sample)]
-    found = [measure_scan(scan, data.orientation, samples_a_scan(len(scans)), BeyondStock.of(data)) for scan in scans]
+    measure = partial(
+        measure_scan,
+        orientation=data.orientation,
+        intensity_samples=samples_a_scan(len(scans)),
+        beyond_stock=BeyondStock.of(data),
+    )
+    start = time.perf_counter()
+    found = [measure(scan) for scan in scans]
+    seconds = (time.perf_counter() - start) / len(scans)
     good = [measurement for measurement in found if not measurement.problem]
     if not good:
         raise UserError(
             f"None of the {len(scans)} scans that were tried can be used: {found[0].path} {found[0].problem}"
         )
-    return plan_unlabelled(request.dataset, request.recipe, fingerprint(good), scans[0].path, len(scans))
+    return plan_unlabelled(request.dataset, request.recipe, fingerprint(good), scans[0].path, len(scans)), seconds
 
 
 def _try(
     sample: pandas.DataFrame, plans: Mapping[str, Any], request: Request, folder: Path, console: Console
-) -> list[Tried]:
+) -> _Trial:
     target = Target(folder / data_folder_name(plans), folder / "unfinished")
     for path in (target.volumes, target.unfinished):
         path.mkdir()
@@ -126,12 +157,16 @@ def _try(
     tasks = [tasks[0], *tasks]
     work = partial(_timed, plans=plans, beyond_stock=BeyondStock.of(request.recipe.data), target=target)
     with environment(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1"):
-        outcomes = list(track(in_processes(work, tasks, 1), "Trying scans", len(tasks), console))
+        start = time.perf_counter()
+        coming = track(in_processes(work, tasks, 1), "Trying scans", len(tasks), console)
+        outcomes = [next(coming)]
+        starting = time.perf_counter() - start - (outcomes[0].result.seconds if outcomes[0].result else 0.0)
+        outcomes += coming
     results = [outcome.result for outcome in outcomes[1:] if outcome.result is not None]
     if not results:
         problem = next((outcome.failure.summary for outcome in outcomes if outcome.failure), "bad scans")
         raise UserError(f"None of the {len(sample)} scans that were tried could be prepared ({problem})")
-    return results
+    return _Trial(results, starting)
 
 
 def _timed(task: Task, plans: Mapping[str, Any], beyond_stock: BeyondStock, target: Target) -> Tried | None:
@@ -143,7 +178,11 @@ def _timed(task: Task, plans: Mapping[str, Any], beyond_stock: BeyondStock, targ
     return Tried(task.scan.case, seconds, done.size + (done.exclusion_size or 0), peak_memory())
 
 
-def _scaled(wanted: pandas.DataFrame, tried: Sequence[Tried], spacing: Sequence[float], request: Request) -> Estimate:
+def _scaled(
+    wanted: pandas.DataFrame, trial: _Trial, measuring: float, spacing: Sequence[float], request: Request
+) -> Estimate:
+    """What all wanted scans take; ``measuring`` is in seconds a scan."""
+    tried = trial.tried
     is_resampled = request.recipe.data.spacing != "native"
     voxels = {row.case: _voxels(row, spacing if is_resampled else None) for row in each(wanted)}
     shares = np.array([sum(voxels[one.case]) for one in tried])
@@ -161,6 +200,8 @@ def _scaled(wanted: pandas.DataFrame, tried: Sequence[Tried], spacing: Sequence[
         tried=tuple(tried),
         disk=float(sizes.sum() / sum(voxels[one.case][1] for one in tried) * stored),
         cpu_seconds=float(seconds.sum() / shares.sum() * everything),
+        measuring_seconds=measuring * min(len(wanted), request.subsample),
+        starting_seconds=_POOLS * trial.starting * max(1.0, processes / (os.cpu_count() or processes)),
         processes=processes,
         memory=processes * a_process,
         spread=_spread(seconds / shares),
@@ -179,20 +220,21 @@ def _spread(rates: np.ndarray[Any, Any]) -> float:
     return float(rates.std(ddof=1) / rates.mean() / math.sqrt(len(rates))) if len(rates) > 1 else math.nan
 
 
-def _report(result: Estimate, catalogue: Catalogue, configuration: Mapping[str, Any], console: Console) -> None:
+def _report(
+    result: Estimate, catalogue: Catalogue, configuration: Mapping[str, Any], voxels: str, console: Console
+) -> None:
     folder = nnunet_folder("nnUNet_preprocessed")
     free, gib = shutil.disk_usage(folder).free, 2**30
     seconds = sorted(one.seconds for one in result.tried)
     sizes = sorted(one.stored_bytes / 1e6 for one in result.tried)
-    spread = "" if math.isnan(result.spread) else f" (within about {2 * result.spread:.0%}, from how scans differ)"
     lines = [
         f"Scans: {result.cases} of {len(catalogue.rows)} in the catalogue.",
         f"Network: {describe_topology(configuration)}, batch {configuration['batch_size']}.",
+        voxels,
         f"Tried: {len(result.tried)} scans, {seconds[0]:.1f} to {seconds[-1]:.1f} s and {sizes[0]:.1f} to "
         f"{sizes[-1]:.1f} MB each.",
         f"Disk: about {_size(result.disk)}; {_size(free)} are free in nnUNet_preprocessed.",
-        f"Time: about {duration(result.seconds)} with {result.processes} processes on this machine, "
-        f"{duration(result.cpu_seconds)} of one core{spread}.",
+        _time_line(result),
         f"Memory: about {result.memory / gib:.1f} GiB, {result.memory / result.processes / gib:.1f} GiB a process.",
     ]
     if result.disk > free:
@@ -201,6 +243,18 @@ def _report(result: Estimate, catalogue: Catalogue, configuration: Mapping[str, 
         lines.append(f"This machine has {os.cpu_count()} cores: more processes than that make nothing faster.")
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _time_line(result: Estimate) -> str:
+    line = f"Time: {_about(result.seconds)} with {result.processes} processes on this machine"
+    if result.core_seconds < _MINUTE:
+        return f"{line}, their start included."
+    spread = "" if math.isnan(result.spread) else f" (within about {2 * result.spread:.0%}, from how scans differ)"
+    return f"{line}, {_about(result.core_seconds)} of one core{spread}."
+
+
+def _about(seconds: float) -> str:
+    return "under a minute" if seconds < _MINUTE else f"about {duration(seconds)}"
 
 
 def _size(number: float) -> str:

@@ -26,6 +26,7 @@ from nnssl_mae.plans import (
     PRETRAINING_PLANS,
     check_plans_name,
     data_identifier,
+    existing_plans,
     make_block,
     network_configuration,
     read_block,
@@ -137,9 +138,7 @@ def write_plans_for(folder: Path, recipe: Recipe, plans_name: str | None) -> str
     """
     name = f"{PRETRAINING_PLANS}_{recipe.name}" if plans_name is None else plans_name
     check_plans_name(name)
-    prepared, file = folder / f"{PRETRAINING_PLANS}.json", folder / f"{name}.json"
-    if not prepared.is_file():
-        raise UserError(f"{folder.name} has no plans '{PRETRAINING_PLANS}'; make them with `nnssl-mae prepare`")
+    prepared, file = existing_plans(folder, PRETRAINING_PLANS), folder / f"{name}.json"
     plans = replan(read_json(prepared, "prepare the dataset again"), recipe, name)
     if not file.is_file():
         write_json(file, plans)

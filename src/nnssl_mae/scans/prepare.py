@@ -40,6 +40,7 @@ from nnssl_mae.scans.planning import check_fits, dataset_json, plan_unlabelled, 
 from nnssl_mae.scans.preprocess import BeyondStock
 from nnssl_mae.scans.records import Failed, Finished, standing
 from nnssl_mae.scans.request import NotOurs, Request, case_key, drawn, preprocessing_hash
+from nnssl_mae.scans.voxel_size import voxel_line
 from nnssl_mae.scans.workplace import CATALOGUE, FINGERPRINT, PLANS_FILE, Workplace, claim, read_plans
 
 _SHOWN_PROBLEMS = 10
@@ -242,6 +243,7 @@ def _plans(place: Workplace, wanted: pandas.DataFrame, request: Request, console
     plans = _checked(read_plans(place.home), request, place)
     configuration = plans["configurations"][CONFIGURATION]
     say(console, f"Network: {describe_topology(configuration)}, batch {configuration['batch_size']}.")
+    say(console, voxel_line(plans, request.recipe, wanted))
     edges = configuration[PLANS_BLOCK]["block_edges"]
     if edges != [request.recipe.masking.block_size] * 3:
         size = request.recipe.masking.block_size

@@ -213,13 +213,23 @@ def claim(request: Request) -> Workplace:
 def _check_number(place: Workplace, request: Request, preprocessed: Path) -> None:
     used = [name for name in datasets_with_number(request.number) if not (name == request.dataset and place.is_update)]
     if used:
-        raise NotOurs(f"Dataset number {request.number} is in use by {', '.join(used)}; choose another with -d")
+        going_on = _way_to_go_on(used, preprocessed)
+        raise NotOurs(
+            f"Dataset number {request.number} is in use by {', '.join(used)}; choose another with -d{going_on}"
+        )
     others = [path for path in preprocessed.glob(f".Dataset{request.number:03d}_*.preparing") if path != place.work]
     if others:
         raise NotOurs(
             f"Dataset number {request.number} is in use by an unfinished preparation, {others[0]}; choose another with "
             "-d, or remove that folder"
         )
+
+
+def _way_to_go_on(used: Sequence[str], preprocessed: Path) -> str:
+    """Ends the sentence above where the number belongs to a single dataset of ours: its name may be mistyped only."""
+    if len(used) > 1 or not (preprocessed / used[0] / REQUEST).is_file():
+        return ""
+    return f", or -n {used[0].partition('_')[2]} to go on with it"
 
 
 def _restart(place: Workplace) -> None:

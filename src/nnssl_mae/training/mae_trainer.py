@@ -411,9 +411,11 @@ class nnUNetTrainerMAE(OneHeadTrainer):
                 # The bare network: one process alone must not start a distributed forward.
                 prediction = self._in_image_units(self._reconstruct(batch, bare_network(self.network)), batch)
                 mask = hidden_voxels(batch["hidden"], batch["data"].shape[2:])
-                arrays = (batch["data"].cpu(), prediction.float().cpu(), mask.cpu())
+                excluded = batch.get("excluded", torch.zeros_like(mask))
+                arrays = (batch["data"].cpu(), prediction.float().cpu(), mask.cpu(), excluded.cpu())
                 for case, *volumes in zip(batch["cases"], *arrays, strict=True):
-                    cases.append(PreviewCase(case, *(volume[0].numpy() for volume in volumes)))
+                    original, output, hidden, without = (volume[0].numpy() for volume in volumes)
+                    cases.append(PreviewCase(case, original, output, hidden, excluded=without))
         title = f"{self.recipe.name}, epoch {self.current_epoch + 1}"
         if self.recipe.loss.target_normalisation == "block":
             title += "\nbrightness and contrast of each block are the true ones: this recipe does not predict them"
@@ -497,6 +499,9 @@ class nnUNetTrainerMAE(OneHeadTrainer):
         super().load_checkpoint(str(path))
         # Of several processes each takes those of the first: the mean of this one epoch is told a little wrongly.
         self._losses = list(torch.tensor(unfinished_epoch(path), device=self.device))
+        if self.current_epoch < self.num_epochs:
+            done = f", after its first {len(self._losses)} steps" if self._losses else ""
+            self.print_to_log_file(f"Continuing from {path.name} in epoch {self.current_epoch}{done}.")
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Validates on all held-out scans and writes ``validation/summary.json`` (there is nothing to segment)."""

@@ -111,16 +111,23 @@ def _within_budget(pictures: dict[str, bytes], order: Sequence[str]) -> dict[str
     return kept
 
 
+def _outliers_in_words(number: int) -> str:
+    if number == 1:
+        return "1 accepted scan is an outlier: look at it."
+    return f"{number} accepted scans are outliers: look at them."
+
+
 def _summary(contents: Contents, folder: Path) -> list[str]:
     numbers = counts(contents.rows)
     lines = [
         f"{numbers['scans']} scans of {numbers['subjects']} subjects: {numbers['accepted']} accepted, "
         f"{numbers['rejected']} rejected.",
         *(f"  {reason}: {len(rows)}" for reason, rows in by_reason(contents.rejected)),
-        f"{len(contents.outliers)} accepted scans are outliers: look at them.",
+        _outliers_in_words(len(contents.outliers)),
     ]
     if not (folder / THUMBNAILS).is_file():
         lines.append(f"{folder / THUMBNAILS} is missing, so that the page has no pictures.")
     elif contents.without_picture:
-        lines.append(f"{contents.without_picture} accepted scans have no picture.")
+        has = "scan has" if contents.without_picture == 1 else "scans have"
+        lines.append(f"{contents.without_picture} accepted {has} no picture.")
     return [*lines, *notes(contents.catalogue), f"Open {folder / PAGE}"]
