@@ -50,6 +50,16 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
         locate(tmp_path)
 
 
+@pytest.mark.parametrize("given", [".", "results", "results/trainer__plans"])
+def test_a_folder_above_that_of_a_checkpoint_is_told_of_it(tmp_path: Path, given: str) -> None:
+    fold = tmp_path / "results" / "trainer__plans" / "fold_all"
+    fold.mkdir(parents=True)
+    make(fold, "checkpoint_final.pth")
+    expected = "does not exist there" if given == "." else r"but .*fold_all below it does; give that folder"
+    with pytest.raises(UserError, match=expected):
+        locate(tmp_path / given)
+
+
 def test_a_path_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.pth does not exist or is not a file"):
         locate(tmp_path / "nowhere.pth")

@@ -45,7 +45,7 @@ PROMISED: Mapping[str, tuple[str, ...]] = {
     ),
     "docs/finetuning.md": (
         *(_PLANS.format(name) for name in ("nnsslMAEFinetunePlans", "nnsslMAEScratchPlans", "S3DPlans", "AmaesPlans")),
-        "out_folder/README.md", "model.zip",
+        "out_safetensors/README.md", "out_nnssl/README.md", "out_nnunet/README.md", "model.zip",
     ),
     "docs/first_hour.md": (
         "catalogue/scan.html", _RUN.format("nnsslMAEPlans"), "preview/*_preview.png",

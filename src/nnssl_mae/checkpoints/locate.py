@@ -56,7 +56,7 @@ def locate(where: str | Path) -> Source:
         return Source(fetched.file, fetched.label, fetched.shown, fetched.plan_file)
     path = Path(where)
     if path.is_dir():
-        path = path / choose((each.name for each in path.iterdir() if each.is_file()), str(path))
+        path = path / _chosen_in(path)
     if not path.is_file():
         raise UserError(
             f"{path} does not exist or is not a file; give the path of a checkpoint, such as {USUAL_NAMES[0]}, or "
@@ -64,6 +64,16 @@ def locate(where: str | Path) -> Source:
         )
     plan_file = path.with_name(PLAN_FILE)
     return Source(path, path.name, str(path), plan_file if plan_file.is_file() else None)
+
+
+def _chosen_in(folder: Path) -> str:
+    """As :func:`choose`, in a folder on disk; one that is a level or two too high is told of the folder below."""
+    names = [each.name for each in folder.iterdir() if each.is_file()]
+    if not any(name.endswith(ENDINGS) for name in names):
+        below = (found for depth in ("*", "*/*") for found in sorted(folder.glob(f"{depth}/{USUAL_NAMES[0]}")))
+        if found := next(below, None):
+            raise UserError(f"{folder} holds no checkpoint, but {found.parent} below it does; give that folder")
+    return choose(names, str(folder))
 
 
 def choose(names: Iterable[str], folder: str) -> str:

@@ -28,13 +28,12 @@ def chosen_device(name: str | None) -> torch.device:
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def check_scans(scans: Sequence[Scan], checkpoint: Checkpoint, purpose: str) -> None:
+def check_scans(scans: Sequence[Scan], checkpoint: Checkpoint) -> None:
     """Looks at every scan, so that a bad one stops all before anything is computed or written.
 
     Args:
         scans: to preprocess as for the checkpoint.
         checkpoint: says how.
-        purpose: what a bad scan cannot be, such as ``reconstructed``.
 
     Raises:
         UserError: one is damaged, constant, or holds NaN.
@@ -45,7 +44,7 @@ def check_scans(scans: Sequence[Scan], checkpoint: Checkpoint, purpose: str) -> 
     problems = [f"{scan.path} {scan.problem}" for scan in found if scan.problem]
     if problems:
         more = f" (and {len(problems) - 1} more of the {len(scans)} scans)" if len(problems) > 1 else ""
-        raise UserError(f"{problems[0]}, so it cannot be {purpose}{more}; leave it out or repair it")
+        raise UserError(f"{problems[0]}, so it cannot be reconstructed{more}; leave it out or repair it")
 
 
 @contextlib.contextmanager

@@ -68,7 +68,7 @@ def preview(
     found = find_scans(sources)
     _check_formats(found.scans)
     _check_outputs(found.scans, out)
-    check_scans(found.scans, checkpoint, "reconstructed")
+    check_scans(found.scans, checkpoint)
     network = load_network(checkpoint, path).to(where)
     for note in (*_notes(checkpoint), *(f"{mask} is an exclusion mask by its name." for mask in found.lonely_masks)):
         say(console, note, style="yellow")
