@@ -250,9 +250,10 @@ def test_results_root_reaches_the_program(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- processes
 
 _RUNNER = """
-import sys
+import signal, sys
 from pathlib import Path
 from rich.console import Console
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in its background without it
 from nnssl_mae.study.runner import Resources, run_steps
 from nnssl_mae.study.state import State
 from tests.study.test_runner import chain
