@@ -14,7 +14,7 @@ def along(axis: int, profile: torch.Tensor) -> torch.Tensor:
     """A volume (3 voxels thick elsewhere) that changes along one axis only."""
     shape = [1, 1, 1]
     shape[axis] = -1
-    return profile.view(shape).expand(*[VOXELS if a == axis else 3 for a in range(3)])
+    return profile.view(shape).expand(*[VOXELS if a == axis else 3 for a in range(3)]).contiguous()
 
 
 def profile_along(axis: int, result: torch.Tensor) -> torch.Tensor:

@@ -103,7 +103,9 @@ def _about(
 
 def _table(file: Path, texts: list[str]) -> pandas.DataFrame:
     """Texts stay as they are: a label may be called NA, and a fold 0 is no number."""
-    table = pandas.read_csv(file, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=[""])
+    table = pandas.read_csv(
+        file, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=[""], float_precision="round_trip"
+    )
     table[texts] = table[texts].fillna("")
     for column in table.columns.difference(texts):
         table[column] = pandas.to_numeric(table[column])

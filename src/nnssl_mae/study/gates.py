@@ -66,7 +66,9 @@ def _read_table(file: Path) -> pandas.DataFrame:
     if not file.is_file():
         raise UserError(f"{file.parent} holds no cases.csv; run the step compare first")
     try:
-        return pandas.read_csv(file, dtype={"subject": str, "replicate": str, "fold": str})
+        return pandas.read_csv(
+            file, dtype={"subject": str, "replicate": str, "fold": str}, float_precision="round_trip"
+        )
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({error}); remove it and run the study again") from error
 
